@@ -1,0 +1,62 @@
+# Every target does its own set-up, in .venv: a machine needs python3 with venv, and uv is used if it is there.
+# `make test PYTHON=/path/to/python3.13` uses another interpreter, and an environment of its own.
+
+PYTHON ?= python3
+VENV := .venv$(if $(filter-out python3,$(PYTHON)),-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])'))
+BIN := $(VENV)/bin
+FLAKE ?= 20
+
+.PHONY: demo test check docs bench flake coverage clean
+
+demo: $(VENV)/.base
+	@$(BIN)/python examples/demo.py
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/sphinx-build -W -q -b html docs docs/_build/html
+
+bench: $(VENV)/.bench
+	$(BIN)/python bench/run.py
+
+# The suite again and again, every second time with all cores loaded.
+flake: $(VENV)/.dev
+	$(BIN)/python tests/flake.py $(FLAKE) $(ARGS)
+
+coverage: $(VENV)/.dev
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -q $(ARGS)
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage report
+
+clean:
+	rm -rf .venv .venv-* docs/_build .coverage* .hypothesis .*_cache
+
+ifneq ($(shell command -v uv),)
+INSTALL = uv pip install -q --python $(BIN)/python
+CREATE = uv venv -q --allow-existing --python $$(command -v $(PYTHON)) $(VENV)
+else
+INSTALL = $(BIN)/python -m pip install -q --disable-pip-version-check
+CREATE = $(PYTHON) -m venv $(VENV) && $(INSTALL) -U 'pip>=25.1'
+endif
+
+$(VENV)/.made:
+	@$(CREATE)
+	@touch $@
+
+$(VENV)/.base: $(VENV)/.made pyproject.toml
+	@$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.base
+	$(INSTALL) --group dev
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.base
+	$(INSTALL) --group bench
+	@touch $@

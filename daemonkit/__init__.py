@@ -1,0 +1,66 @@
+"""Daemons on Linux: become one, launch one, keep one alive.
+
+Nothing is loaded until a name is used: importing daemonkit costs a fraction of a millisecond.
+"""
+
+TYPE_CHECKING = False  # type checkers take this name for typing's, which would have to be imported
+if TYPE_CHECKING:
+    from daemonkit._detach import DetachedContext, detached
+    from daemonkit._pidfile import PidFile
+    from daemonkit._stdio import DEVNULL, STDOUT
+    from daemonkit.errors import (
+        AlreadyRunningError,
+        DaemonkitError,
+        NotRunningError,
+        StartError,
+        StartTimeoutError,
+        StopTimeoutError,
+    )
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "DEVNULL",
+    "STDOUT",
+    "AlreadyRunningError",
+    "DaemonkitError",
+    "DetachedContext",
+    "NotRunningError",
+    "PidFile",
+    "StartError",
+    "StartTimeoutError",
+    "StopTimeoutError",
+    "detached",
+]
+
+_HOME = {
+    "DetachedContext": "_detach",
+    "detached": "_detach",
+    "PidFile": "_pidfile",
+    "DEVNULL": "_stdio",
+    "STDOUT": "_stdio",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    home = _HOME.get(name, "errors")
+    try:
+        value: object = getattr(import_module(f"{__name__}.{home}"), name)
+    except ImportError as error:
+        import os
+
+        if hasattr(os, "fork"):
+            raise
+        from daemonkit._elsewhere import unavailable
+
+        value = unavailable(name, error)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,265 @@
+"""The only module that forks.
+
+Three processes take part in a start. The caller waits; the middle process leads the new session; the daemon is
+the middle's child. The middle stays until the daemon counts as started: as the parent it has the daemon's true
+exit status, it can end the daemon without ever hitting a stranger, and it pins the process group. It runs with
+all signals blocked, so a terminal that hangs up in the meantime does not stop a start.
+
+Two sockets carry the report: the daemon tells the middle, the middle tells the caller. A message is one byte,
+and text where there is any, up to the end of the stream.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import sys
+import time
+import traceback
+import warnings
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from daemonkit import _pidfile
+from daemonkit.errors import StartError, StartTimeoutError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_STARTED: Final = b"S"
+_FAILED: Final = b"F"
+_ABORT: Final = b"A"
+_GRACE: Final = 1.0  # seconds from SIGTERM to SIGKILL for a start that is called off
+_LONGEST: Final = 3600.0  # seconds for one poll(2), whose milliseconds are an int
+_BUFFER: Final = 1 << 16
+
+
+class Reporter:
+    """The daemon's end: it says once whether the start went well."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        """Take over the socket to the middle process."""
+        self._connection = connection
+
+    def fileno(self) -> int:
+        """Return its descriptor, to be kept open."""
+        return self._connection.fileno()
+
+    def started(self) -> None:
+        """Tell the caller that the daemon counts as started; StartError if it was told otherwise already."""
+        with self._connection:
+            try:
+                self._connection.sendall(_STARTED, socket.MSG_NOSIGNAL)
+            except OSError as error:
+                raise StartError(
+                    "the process that watched over this start was killed, so the caller was told that it failed"
+                ) from error
+
+    def failed(self, text: str, status: int) -> NoReturn:
+        """Tell the caller why not, and end this process: exit handlers and open files are the caller's again."""
+        with contextlib.suppress(OSError), self._connection:
+            self._connection.sendall(_FAILED + text.encode(errors="backslashreplace"), socket.MSG_NOSIGNAL)
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                stream.flush()
+        os._exit(status)
+
+
+def detach(timeout: float | None) -> Reporter:  # noqa: RET503 - _await does not return
+    """Split off a daemon; return in the daemon alone, with every signal still blocked.
+
+    The caller exits with status 0 once the daemon counts as started, or raises: StartError, StartTimeoutError
+    after `timeout` seconds, or whatever interrupts it; by then the daemon has ended.
+    """
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        # Until each process has its handlers: a Ctrl-C must find the caller waiting, a hang-up nobody.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            middle = _fork()
+        except BaseException:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            raise
+        if middle == 0:
+            ours.close()
+            return _lead(theirs)
+        theirs.close()
+        _await(ours, middle, timeout, mask)
+
+
+def _fork() -> int:
+    with warnings.catch_warnings(), _pidfile.inherited():
+        # 3.12 warns where threads live. detached() has warned already, and named them.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()  # noqa: TID251 - the one place
+
+
+def _wait(ends: Iterable[int | socket.socket], deadline: float | None) -> set[int]:
+    """Return the descriptors that have something to read, none of them once the deadline has passed."""
+    poll = select.poll()
+    for end in ends:
+        poll.register(end, select.POLLIN)
+    while True:
+        left = _LONGEST if deadline is None else max(deadline - time.monotonic(), 0)
+        ready = poll.poll(min(left, _LONGEST) * 1000)
+        if ready or left == 0:
+            return {fd for fd, _ in ready}
+
+
+# --- the caller -------------------------------------------------------------------------------------------------
+
+
+def _await(middle_end: socket.socket, middle: int, timeout: float | None, mask: Iterable[int]) -> NoReturn:
+    """Wait for the verdict; end with status 0, or raise."""
+    try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        verdict = _read_verdict(middle_end, timeout)
+    except BaseException:
+        # Ctrl-C, say. If the daemon was quicker it runs, and to say otherwise would be false.
+        if _call_off(middle_end, middle)[:1] == _STARTED:
+            os._exit(0)
+        raise
+    late = verdict is None
+    if verdict is None:
+        verdict = _call_off(middle_end, middle)
+    if verdict[:1] == _STARTED:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(middle, 0)
+        os._exit(0)
+    if not late:
+        _clear(middle)
+    raise _start_error(verdict, timeout if late else None)
+
+
+def _read_verdict(middle_end: socket.socket, timeout: float | None) -> bytes | None:
+    """Return all that the middle process says until it ends; None if that takes too long."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    said = b""
+    while _wait([middle_end], deadline):
+        part = middle_end.recv(_BUFFER)
+        if not part:
+            return said
+        said += part
+    return None
+
+
+def _call_off(middle_end: socket.socket, middle: int) -> bytes:
+    """Have the daemon ended; return the verdict, which may still be that it started a moment ago."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        with contextlib.suppress(OSError):
+            middle_end.sendall(_ABORT, socket.MSG_NOSIGNAL)
+        # The middle takes no longer than the grace; one that was stopped or killed does not answer at all.
+        verdict = _read_verdict(middle_end, 3 * _GRACE) or b""
+        if verdict[:1] != _STARTED:
+            _clear(middle)
+        return verdict
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _clear(middle: int) -> None:
+    """End what is left of the middle process's group, and hold again the locks that were passed on."""
+    with contextlib.suppress(ChildProcessError):  # somebody else reaped it: then its number is not ours to use
+        os.waitid(os.P_PID, middle, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+        os.kill(middle, signal.SIGKILL)
+        os.waitid(os.P_PID, middle, os.WEXITED | os.WNOWAIT)
+        # Dead but not reaped, it keeps its number, which is also the group's, from being given out again.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(middle, signal.SIGKILL)
+        os.waitpid(middle, 0)
+    _pidfile.take_back()
+
+
+def _start_error(verdict: bytes, timeout: float | None) -> StartError:
+    status, _, text = verdict[1:].decode(errors="replace").partition("\n")
+    exitcode = int(status) if status else None
+    cause = text.rstrip().rpartition("\n")[2]
+    if timeout is not None:
+        message = f"the daemon had not started within {timeout:g} s, so it was ended"
+        return StartTimeoutError(message, traceback=text, exitcode=exitcode)
+    if not verdict:
+        how = "could not be watched: the process that did was killed, so the start was called off"
+    elif exitcode is None:
+        how = "could not be started"
+    elif exitcode < 0:
+        how = f"was killed by {_signal_name(-exitcode)} before it had started"
+    else:
+        how = f"ended with status {exitcode} before it had started"
+    return StartError(f"the daemon {how}" + (f": {cause}" if cause else ""), traceback=text, exitcode=exitcode)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"  # a real-time signal between SIGRTMIN and SIGRTMAX has no name
+
+
+# --- the middle process -----------------------------------------------------------------------------------------
+
+
+def _lead(caller_end: socket.socket) -> Reporter:
+    """Lead a new session and fork the daemon in it; return in the daemon alone."""
+    try:
+        os.setsid()
+        ours, theirs = socket.socketpair()
+        # If SIGCHLD is ignored, the kernel reaps the daemon and its exit status is lost.
+        before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        daemon = _fork()
+    except BaseException:  # noqa: BLE001 - whatever it is, the caller is to learn it, and this process ends here
+        _say(caller_end, _FAILED + b"\n" + traceback.format_exc().encode())
+        os._exit(1)
+    if daemon == 0:
+        caller_end.close()
+        ours.close()
+        if before is not None:  # None: not set from Python, so it can't be set again from here
+            signal.signal(signal.SIGCHLD, before)
+        return Reporter(theirs)
+    theirs.close()
+    try:
+        verdict = _watch(caller_end, ours, daemon)
+    except BaseException:  # noqa: BLE001 - as above
+        os.kill(daemon, signal.SIGKILL)
+        verdict = _FAILED + b"\n" + traceback.format_exc().encode()
+    _say(caller_end, verdict)
+    if verdict[:1] != _STARTED:
+        os.killpg(0, signal.SIGKILL)  # what the body had started, and this process
+    os._exit(0)
+
+
+def _watch(caller_end: socket.socket, daemon_end: socket.socket, daemon: int) -> bytes:
+    """Wait until the daemon counts as started, or has ended; return what the caller is to be told.
+
+    A caller that goes away without a word was killed or hung up: the start goes on without it.
+    """
+    pidfd = os.pidfd_open(daemon)
+    ends = {caller_end.fileno(), daemon_end.fileno(), pidfd}
+    report, called_off, deadline = b"", False, None
+    while True:
+        ready = _wait(ends, deadline)
+        if daemon_end.fileno() in ready:
+            part = daemon_end.recv(_BUFFER)
+            report += part
+            if not part:
+                ends.discard(daemon_end.fileno())
+            if report[:1] == _STARTED and not called_off:
+                return _STARTED
+        elif pidfd in ready:
+            _, status = os.waitpid(daemon, 0)
+            return b"%s%d\n%s" % (_FAILED, os.waitstatus_to_exitcode(status), report[1:])
+        elif caller_end.fileno() in ready:
+            ends.discard(caller_end.fileno())
+            if caller_end.recv(1) == _ABORT:
+                called_off, deadline = True, time.monotonic() + _GRACE
+                os.kill(daemon, signal.SIGTERM)
+        elif not ready:
+            os.kill(daemon, signal.SIGKILL)
+            deadline = None
+
+
+def _say(end: socket.socket, message: bytes) -> None:
+    with contextlib.suppress(OSError):  # nobody listens any more
+        end.sendall(message, socket.MSG_NOSIGNAL)

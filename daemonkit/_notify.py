@@ -1,0 +1,39 @@
+"""Telling a service manager that the program is ready: sd_notify(3)."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+
+_logger = logging.getLogger("daemonkit")
+
+
+def connect() -> socket.socket | None:
+    """Return a socket connected to $NOTIFY_SOCKET (a path, or "@" and an abstract name), None if there is none.
+
+    Connected early, it works also after a chroot. A manager that can't be reached is a warning: it will say so
+    itself, in its own time, and the program runs all the same.
+    """
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return None
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        connection.connect("\0" + address[1:] if address[0] == "@" else address)
+    except (OSError, ValueError) as error:
+        connection.close()
+        _logger.warning("NOTIFY_SOCKET=%s can't be reached: %s", address, error)
+        return None
+    return connection
+
+
+def send(connection: socket.socket | None, **fields: str | None) -> None:
+    """Send the given fields in one message, `send(c, READY="1", STATUS="listening")`; None fields are left out."""
+    message = "\n".join(f"{name}={' '.join(text.split())}" for name, text in fields.items() if text is not None)
+    if connection is None or not message:
+        return
+    try:
+        connection.send(message.encode(errors="backslashreplace"), socket.MSG_NOSIGNAL)
+    except OSError as error:
+        _logger.warning("the service manager was not told %s: %s", " ".join(message.split()), error)

@@ -1,0 +1,486 @@
+"""The pidfile: a kernel lock for truth, a number for readers.
+
+The lock is an open file description lock (fcntl(2), ``F_OFD_SETLK``) on the file itself. It ends with the last
+descriptor of the process that took it, however that process dies, and unlike a record lock it is not lost when
+the holder opens and closes its own pidfile. Three ranges of offsets are used, none of which is ever written:
+
+- ``[token, infinity)``, held for life. The token is the holder's pid and start time (`Identity.token`), so that
+  the kernel itself says who took the lock: a reader needs neither the file's text nor the wall clock to know it,
+  and a lock that a dead holder's descendant still has open is told from a live one. Any two such ranges overlap.
+- byte 0, held for a moment: the mutex of whoever is about to replace the file or to hand it to another process.
+- byte ``pid``, a record lock of the holder's own. It is only a short cut: the kernel drops it when its process
+  ends and names the owner to whoever asks, so that asking about a held file takes one call and no look at /proc.
+
+A file is published complete: an unnamed file (``O_TMPFILE``) gets its text and its lock, and only then a name
+(``linkat``), which fails if the name is taken. ``kill -9`` at any point leaves no debris. A stale file is removed
+by whoever holds its mutex and finds the name still on it: device and inode decide, as in FreeBSD's pidfile_verify.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import math
+import os
+import stat
+import struct
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
+
+from lockfile import LockFailed, LockTimeout, NotLocked, NotMyLock
+from lockfile.pidlockfile import PIDLockFile
+
+from daemonkit import _process
+from daemonkit._process import Identity
+from daemonkit.errors import AlreadyRunningError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_MODE: Final = 0o644
+_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+_WRITE = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+_PID_MAX: Final = 1 << 22
+_MUTEX_PATIENCE: Final = 2.0  # seconds; who holds the mutex makes a few system calls and is gone
+_SLICE: Final = 0.05  # seconds between looks at a file whose holder may release it without ending
+_CLOCK_SLACK: Final = 0.02  # seconds; start times and file times both tick in steps of up to 10 ms
+
+# --- the kernel's locks -------------------------------------------------------------------------------------
+
+_FLOCK = struct.Struct("hhqqi")  # struct flock of fcntl(2): type, whence, start, length, pid
+_ASK_RECORD = _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, 1, _PID_MAX, 0)
+_ASK_HOLDER = _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, _PID_MAX, 0, 0)
+
+
+def _lock(fd: int, kind: int, start: int, length: int) -> None:
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, start, length, 0))
+
+
+def _locked_by(fd: int) -> Identity | None:
+    """Return who took the lock, as the kernel tells it; that process may have died since.
+
+    Asking for a read lock finds write locks alone, which nobody can take who may not write the file.
+    """
+    kind, _, start, _, _ = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _ASK_HOLDER))
+    return None if kind == fcntl.F_UNLCK else Identity.from_token(start)
+
+
+def _record_owner(fd: int) -> int:
+    """Return the pid whose record lock is on the file: certainly alive. 0 if there is none."""
+    kind, _, _, _, pid = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_GETLK, _ASK_RECORD))
+    return 0 if kind == fcntl.F_UNLCK or pid < 0 else pid
+
+
+def _set_record(fd: int, kind: int, pid: int) -> None:
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETLK, _FLOCK.pack(kind, os.SEEK_SET, pid, 1, 0))
+    except OSError:
+        pass  # only a short cut: without it readers take the longer way
+
+
+@contextlib.contextmanager
+def _mutex(fd: int, path: str) -> Iterator[None]:
+    deadline = time.monotonic() + _MUTEX_PATIENCE
+    while True:
+        try:
+            _lock(fd, fcntl.F_WRLCK, 0, 1)
+        except (BlockingIOError, PermissionError):
+            if time.monotonic() > deadline:
+                msg = f"{path}: another process keeps it locked, but does not hold it; end that one (see lslocks)"
+                raise LockFailed(msg) from None
+            _process.wait_for_end(None, 0.001)
+        else:
+            break
+    try:
+        yield
+    finally:
+        _lock(fd, fcntl.F_UNLCK, 0, 1)
+
+
+# --- who holds it -------------------------------------------------------------------------------------------
+
+
+class Holder(NamedTuple):
+    """The live process that a pidfile belongs to."""
+
+    pid: int
+    started: int | None
+    """Clock ticks since boot; None where it was not looked up, 0 where /proc hides it."""
+    ours: bool
+    """Whether it has daemonkit's lock; if not, another tool's process seems to run it."""
+
+
+def find_holder(path: str) -> Holder | None:
+    """Return the live holder of the pidfile, or None; reads only. Raises OSError for what can't be a pidfile."""
+    if (hold := _hold_of(path)) and hold.is_current():
+        return Holder(hold.owner.pid, hold.owner.started, ours=True)  # opening it would drop our record lock
+    try:
+        fd = os.open(path, _READ)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _explained(error, path) from error
+    try:
+        if pid := _record_owner(fd):
+            return Holder(pid, None, ours=True)
+        return _examine(fd, path)
+    finally:
+        os.close(fd)
+
+
+def _examine(fd: int, path: str) -> Holder | None:
+    """Do the same for an open file, by the lock's own words."""
+    info = os.fstat(fd)
+    if not stat.S_ISREG(info.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file, so it can't be a pidfile; give another path", path)
+    if owner := _locked_by(fd):
+        return Holder(*owner, ours=True) if _process.is_alive(owner) else None
+    pid = _parse(os.pread(fd, 64, 0))
+    started = _process.start_of(pid) if pid else None
+    if started is None or _process.wall_clock(started) > info.st_mtime + _CLOCK_SLACK:
+        return None  # dead, or a number that was given out again after the file was written
+    return Holder(pid, started, ours=False)
+
+
+def _parse(text: bytes) -> int:
+    """Return the pid that a pidfile's first line names, 0 if none: generous, as the FHS asks of readers."""
+    first = text.split(b"\n", 1)[0].strip()
+    return int(first) if first.isdigit() and len(first) < 20 and int(first) < _PID_MAX else 0
+
+
+def _held(path: str, holder: Holder) -> AlreadyRunningError:
+    started = holder.started or _process.start_of(holder.pid)
+    since = f" (since {time.strftime('%H:%M', time.localtime(_process.wall_clock(started)))})" if started else ""
+    if holder.pid == os.getpid():
+        way_out = "that is this process itself: release it first"
+    elif holder.ours:
+        way_out = f"end that one first (kill {holder.pid})"
+    else:
+        way_out = (
+            f"another tool's process, it seems: end it (kill {holder.pid}), or remove the file if it is a stranger"
+        )
+    message = f"{path} is held by process {holder.pid}{since}; {way_out}"
+    return AlreadyRunningError(message, path=path, pid=holder.pid)
+
+
+def _explained(error: OSError, path: str) -> OSError:
+    """Return the same error with the pidfile's path and, where the bare text would puzzle, the cause."""
+    text = os.strerror(error.errno or 0)
+    if error.errno == errno.ELOOP:
+        text = "a symbolic link, which a pidfile must not be; give the path it leads to"
+    return OSError(error.errno, text, path)
+
+
+# --- holding it ---------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False, slots=True)
+class Hold:
+    """A lock that this process has: the open file, and the directory and name to find it again by."""
+
+    path: str
+    name: str
+    directory: int
+    """An O_PATH descriptor: it finds the file also after a chroot."""
+    fd: int
+    inode: tuple[int, int]
+    owner: Identity
+
+    def is_current(self) -> bool:
+        """Tell whether the name still leads to this very file."""
+        try:
+            there = os.stat(self.name, dir_fd=self.directory, follow_symlinks=False)
+        except OSError:
+            return False
+        return self.inode == (there.st_dev, there.st_ino)
+
+    def claim(self) -> None:
+        """Make the calling process the one that the lock and the file name.
+
+        There is no moment at which either names nobody: the lock's range is widened or kept before it is cut, and
+        the text is written in one piece, padded to its old length and only then shortened.
+        """
+        me = _process.identity()
+        with _mutex(self.fd, self.path):
+            if not self.is_current():
+                raise FileNotFoundError(errno.ENOENT, "removed or replaced while the daemon was starting", self.path)
+            text, length = b"%d\n" % me.pid, os.fstat(self.fd).st_size
+            os.pwrite(self.fd, text.ljust(length, b"\n"), 0)
+            if length > len(text):
+                os.ftruncate(self.fd, len(text))
+            _lock(self.fd, fcntl.F_WRLCK, me.token, 0)
+            _lock(self.fd, fcntl.F_UNLCK, _PID_MAX, me.token - _PID_MAX)
+        self.owner = me
+        _set_record(self.fd, fcntl.F_WRLCK, me.pid)
+
+    def release(self) -> None:
+        """Free the pidfile: removed, or emptied where this process may not remove it any more."""
+        if self.is_current():
+            try:
+                os.unlink(self.name, dir_fd=self.directory)
+            except OSError:
+                # Unlocked first: while the file is held no reader may find it empty.
+                _lock(self.fd, fcntl.F_UNLCK, 0, 0)
+                os.ftruncate(self.fd, 0)
+        self.close()
+
+    def close(self) -> None:
+        """Give up this process's descriptors, and the lock if they are the last."""
+        _holds.discard(self)
+        os.close(self.fd)
+        os.close(self.directory)
+
+
+_holds: set[Hold] = set()
+_adopting = threading.local()
+
+
+def _hold_of(path: str) -> Hold | None:
+    return next((hold for hold in _holds if hold.path == path), None) if _holds else None
+
+
+def _forget() -> None:
+    """In a forked child: its copies of the lock must not outlive the holder. Closed, never unlocked."""
+    if not getattr(_adopting, "now", False):
+        for hold in tuple(_holds):
+            hold.close()
+
+
+@contextlib.contextmanager
+def inherited() -> Iterator[None]:
+    """Let a fork in this block, by this thread, pass every lock on; the child calls `adopt`."""
+    _adopting.now = True
+    try:
+        for hold in _holds:
+            _set_record(hold.fd, fcntl.F_UNLCK, hold.owner.pid)  # it would go on naming the parent
+        yield
+    finally:
+        _adopting.now = False
+
+
+def adopt() -> None:
+    """Make this process the holder of every lock that it was passed. Raises OSError if a file was taken away."""
+    for hold in tuple(_holds):
+        hold.claim()
+
+
+def take_back() -> None:
+    """In the process that passed its locks on, once the other has ended: hold again what is still there."""
+    for hold in tuple(_holds):
+        try:
+            hold.claim()
+        except (OSError, LockFailed):
+            hold.close()
+
+
+def descriptors() -> set[int]:
+    """Return the descriptors that the locks need."""
+    return {fd for hold in _holds for fd in (hold.fd, hold.directory)}
+
+
+# --- PidFile ------------------------------------------------------------------------------------------------
+
+_AS_BUILT: Final = -math.inf  # no timeout was given to acquire(): the one that the object was made with
+
+
+class PidFile(PIDLockFile):
+    """A pidfile held by a kernel lock that ends with its process, however that process dies.
+
+    Usable wherever a `lockfile.pidlockfile.PIDLockFile` is: `acquire`, `release`, `is_locked`, `i_am_locking`,
+    `read_pid`, `break_lock`, ``DaemonContext(pidfile=...)``, and as a context manager. The path is made absolute
+    at once. While it is held the file has the holder's pid and a newline, mode 0o644. A forked child neither
+    keeps the lock nor removes the file. `timeout` is what `acquire` waits for, in seconds: None for ever, more
+    than 0 that long, else not at all. Locks are Linux's open file description locks; see fcntl(2).
+
+    >>> lock = PidFile("app.pid")
+    >>> with lock:
+    ...     lock.read_pid() == os.getpid()
+    True
+    >>> print(lock.read_pid())
+    None
+    """
+
+    path: str
+    timeout: float | None
+
+    def __init__(
+        self, path: str | bytes | os.PathLike[str], timeout: float | None = 0, *, threaded: bool = False
+    ) -> None:
+        """Name the file; nothing is opened yet. `threaded` is lockfile's, and without effect there too."""
+        if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, (int, float))):
+            raise TypeError(f"timeout: seconds or None, not {timeout!r}")
+        super().__init__(os.path.abspath(os.fsdecode(path)), threaded, timeout)
+        self._hold: Hold | None = None
+
+    def __enter__(self) -> Self:
+        """Acquire it."""
+        self.acquire()
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        """Release it, if it is still this process's: not in a forked child, nor after `break_lock`."""
+        if self._own():
+            self.release()
+
+    def acquire(self, timeout: float | None = _AS_BUILT) -> None:
+        """Take the lock and publish this process's pid.
+
+        `timeout` in seconds, by default the object's. Raises AlreadyRunningError, or `lockfile.LockTimeout` where
+        it was to wait; OSError, with the path, for a file or directory that can't be used.
+        """
+        timeout = self.timeout if timeout == _AS_BUILT else timeout
+        deadline = time.monotonic() + (math.inf if timeout is None else timeout)
+        while True:
+            try:
+                return self._acquire_now()
+            except AlreadyRunningError as error:
+                if timeout is not None and timeout <= 0:
+                    raise
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise LockTimeout(f"{error} (waited {timeout:g} s)") from error
+                _process.wait_for_end(error.pid, min(left, _SLICE))
+
+    def _acquire_now(self) -> None:
+        try:
+            while (hold := _publish(self.path)) is None:
+                _remove_stale(self.path)
+        except OSError as error:
+            # A live holder is the better answer: its file may be all that this user can read here.
+            if holder := find_holder(self.path):
+                raise _held(self.path, holder) from error
+            raise _explained(error, self.path) from error
+        _hook_fork()
+        _holds.add(hold)
+        self._hold = hold
+
+    def release(self) -> None:
+        """Free the file; raises `lockfile.NotLocked` or `lockfile.NotMyLock` if this process does not hold it.
+
+        It is removed; where the directory is not writable any more (privileges were dropped), emptied. It works
+        also after a chroot, and after a chdir.
+        """
+        if hold := self._own():
+            hold.release()
+        elif self.is_locked():
+            raise NotMyLock(f"{self.path} is held, but not by this process")
+        else:
+            raise NotLocked(f"{self.path} is not held")
+
+    def break_lock(self) -> None:
+        """Free this process's own lock, or remove a stale file; AlreadyRunningError against a live holder."""
+        if hold := self._own():
+            hold.release()
+            return
+        try:
+            _remove_stale(self.path)
+        except OSError as error:
+            raise _explained(error, self.path) from error
+
+    def read_pid(self) -> int | None:
+        """Return the live holder's pid, or None. Reads only, and never disturbs a starter."""
+        holder = find_holder(self.path)
+        return holder.pid if holder else None
+
+    def is_locked(self) -> bool:
+        """Tell whether a live process holds it."""
+        return find_holder(self.path) is not None
+
+    def i_am_locking(self) -> bool:
+        """Tell whether this process holds it, through whichever object."""
+        hold = self._own()
+        return hold is not None and hold.is_current()
+
+    def _own(self) -> Hold | None:
+        return self._hold if self._hold in _holds else _hold_of(self.path)
+
+
+_hooked = False
+
+
+def _hook_fork() -> None:
+    global _hooked  # noqa: PLW0603 - fork hooks can't be taken back, so one is set, and only once there is a lock
+    if not _hooked:
+        os.register_at_fork(after_in_child=_forget)
+        _hooked = True
+
+
+def _publish(path: str) -> Hold | None:
+    """Give `path` a new file, complete and locked; return None if the name is taken."""
+    folder, name = os.path.split(path)
+    me = _process.identity()
+    fds = [os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)]
+    try:
+        fd, source = _nameless_file(fds[0], name)
+        fds.append(fd)
+        inode = _fill(fd, me)
+        linked = _link(source, name, fds[0])
+    except BaseException:
+        _close(fds)
+        raise
+    if not linked:
+        _close(fds)
+        return None
+    _set_record(fd, fcntl.F_WRLCK, me.pid)
+    return Hold(path, name, fds[0], fd, inode, me)
+
+
+def _close(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+def _nameless_file(directory: int, name: str) -> tuple[int, str]:
+    """Return a new file's descriptor, and the path to link it by."""
+    try:
+        fd = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, _MODE, dir_fd=directory)
+    except OSError as error:
+        if error.errno not in {errno.EOPNOTSUPP, errno.EISDIR}:
+            raise
+        # NFS and FUSE have no O_TMPFILE: a name of its own, which a crash before the link would leave behind.
+        source = f".{name}.{os.getpid()}.{threading.get_ident()}"
+        return os.open(source, _WRITE | os.O_CREAT | os.O_EXCL, _MODE, dir_fd=directory), source
+    return fd, f"/proc/self/fd/{fd}"
+
+
+def _fill(fd: int, me: Identity) -> tuple[int, int]:
+    info = os.fstat(fd)
+    if info.st_mode & 0o7777 != _MODE:
+        os.fchmod(fd, _MODE)  # the umask had its say
+    os.write(fd, b"%d\n" % me.pid)
+    _lock(fd, fcntl.F_WRLCK, me.token, 0)
+    return info.st_dev, info.st_ino
+
+
+def _link(source: str, name: str, directory: int) -> bool:
+    named = source[0] == "."
+    try:
+        os.link(source, name, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=not named)
+    except FileExistsError:
+        return False
+    finally:
+        if named:
+            os.unlink(source, dir_fd=directory)
+    return True
+
+
+def _remove_stale(path: str) -> None:
+    """Remove the file if nobody holds it; raise AlreadyRunningError if somebody does."""
+    try:
+        fd = os.open(path, _WRITE)
+    except FileNotFoundError:
+        return
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, fd)
+        if holder := _examine(fd, path):
+            raise _held(path, holder)
+        stack.enter_context(_mutex(fd, path))
+        # Another starter may have been here, or the holder's daemon: look again, now that nobody else can.
+        if holder := _examine(fd, path):
+            raise _held(path, holder)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.lstat(path), os.fstat(fd)):
+                os.unlink(path)

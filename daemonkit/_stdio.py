@@ -1,0 +1,280 @@
+"""What descriptors 0, 1, 2 and the rest become."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import io
+import os
+import resource
+import stat
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol, TextIO, TypeGuard
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+DEVNULL: Final = -3
+"""The null device; the same number as `subprocess.DEVNULL`."""
+STDOUT: Final = -2
+"""For stderr: where stdout goes; the same number as `subprocess.STDOUT`."""
+
+_LOG_MODE: Final = 0o640
+
+
+class HasFileno(Protocol):
+    """An open file, socket or the like."""
+
+    def fileno(self) -> int:
+        """Return its descriptor."""
+
+
+Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+StreamOption = Path | int | HasFileno | None
+"""What `stdin`, `stdout` and `stderr` can be given as."""
+
+NAMES: Final = ("stdin", "stdout", "stderr")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What one of the descriptors 0, 1, 2 is to become."""
+
+    fd: int
+    """This package's own descriptor, above 2."""
+    path: str | None = None
+    """Where it was opened, absolute; None if it was handed in open."""
+    created: bool = False
+
+
+# --- checking and opening, in the caller ---------------------------------------------------------------------
+
+
+def check(name: str, value: object) -> None:
+    """Refuse what can't be a stream: TypeError, ValueError."""
+    if isinstance(value, (str, bytes, os.PathLike)) or value is None or value == DEVNULL:
+        return
+    if value == STDOUT and name == "stderr":
+        return
+    fd = descriptor_of(name, value)
+    try:
+        mode = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
+    except OSError as error:
+        raise ValueError(f"{name}: descriptor {fd} is not open") from error
+    if mode == (os.O_WRONLY if name == "stdin" else os.O_RDONLY):
+        raise ValueError(f"{name}: {value!r} is not open for {'reading' if name == 'stdin' else 'writing'}")
+
+
+def descriptor_of(name: str, value: object) -> int:
+    """Return the descriptor of a number or an open file; TypeError or ValueError if it has none."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        fd = value
+    elif callable(fileno := getattr(value, "fileno", None)):
+        try:
+            fd = fileno()
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{name}: {value!r} has no descriptor: {error}; give a path or a real file") from error
+    else:
+        raise TypeError(f"{name}: a path, an open file or a descriptor, not {value!r}")
+    if fd < 0:
+        raise ValueError(f"{name}: {fd} is not a descriptor")
+    return fd
+
+
+def open_source(name: str, value: StreamOption, umask: int) -> Source:
+    """Open what a stream is to become, on a descriptor above 2 so that no later `dup2` runs it over.
+
+    Logs are created 0o640 less `umask`. Raises OSError with the path.
+    """
+    if value is None or value == DEVNULL:
+        return Source(_lifted(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)))
+    if isinstance(value, (str, bytes, os.PathLike)):
+        path = os.path.abspath(os.fsdecode(value))
+        if name == "stdin":
+            return Source(_lifted(_open_blocking(path, os.O_RDONLY)), path)
+        fd, created = open_log(path, umask)
+        return Source(_lifted(fd), path, created)
+    if callable(flush := getattr(value, "flush", None)) and name != "stdin":
+        flush()  # what the program wrote to it before comes before what the daemon writes
+    return Source(fcntl.fcntl(descriptor_of(name, value), fcntl.F_DUPFD_CLOEXEC, 3))
+
+
+def open_log(path: str, umask: int) -> tuple[int, bool]:
+    """Open a log for appending; return its descriptor and whether it was created. No symbolic link is followed."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW
+    while True:
+        try:
+            return _open_blocking(path, flags), False
+        except FileNotFoundError:
+            try:
+                fd = os.open(path, flags | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            except FileExistsError:
+                if os.path.islink(path):
+                    raise OSError(errno.ELOOP, _LINK, path) from None
+                continue  # another program created it just now
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise OSError(errno.ELOOP, _LINK, path) from error
+            raise
+        os.fchmod(fd, _LOG_MODE & ~umask)
+        return fd, True
+
+
+_LINK: Final = "a symbolic link, which nothing is written through; give the path it leads to, or an open file"
+
+
+def _open_blocking(path: str, flags: int) -> int:
+    """Open without waiting for the other end of a FIFO, nor taking a terminal; reads and writes block as usual."""
+    fd = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    if stat.S_ISDIR(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    os.set_blocking(fd, True)
+    return fd
+
+
+def _lifted(fd: int) -> int:
+    if fd > 2:
+        return fd
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    finally:
+        os.close(fd)
+
+
+def reopen(fd: int, path: str) -> None:
+    """Make descriptor `fd` the file that is at `path` now. Nothing is flushed: finished lines have left already."""
+    new, _ = open_log(path, 0o022)
+    try:
+        os.dup2(new, fd)
+    finally:
+        os.close(new)
+
+
+def remove_if_empty(source: Source) -> None:
+    """Take back a log that was created for a start that failed before anything was written to it."""
+    info = os.fstat(source.fd)
+    with contextlib.suppress(OSError):
+        if source.path and info.st_size == 0 and os.path.samestat(info, os.lstat(source.path)):
+            os.unlink(source.path)
+
+
+def fill_closed(undo: contextlib.ExitStack) -> None:
+    """Open the null device on whichever of 0, 1, 2 is closed, so that nothing else lands there."""
+    while (fd := os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) < 3:
+        undo.callback(os.close, fd)
+    os.close(fd)
+
+
+def flush() -> None:
+    """Flush what the program has printed so far, in the process that printed it."""
+    for stream in {id(s): s for s in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)}.values():
+        if _is_usable(stream):
+            stream.flush()
+
+
+def _is_usable(stream: object) -> TypeGuard[TextIO]:
+    try:
+        return hasattr(stream, "flush") and not getattr(stream, "closed", False)
+    except ValueError:  # its buffer was detached
+        return False
+
+
+# --- closing the rest, in the daemon --------------------------------------------------------------------------
+
+
+def open_descriptors() -> list[int]:
+    """Return the open descriptors above 2; the cost grows with them, not with RLIMIT_NOFILE."""
+    try:
+        found: Iterable[int] = map(int, os.listdir("/proc/self/fd"))
+    except OSError:  # no /proc here, or a process that dropped privileges may not look into its own
+        highest = max(limit for limit in resource.getrlimit(resource.RLIMIT_NOFILE))
+        found = range(1 << 20 if highest == resource.RLIM_INFINITY else highest)
+    return [fd for fd in found if fd > 2 and _is_open(fd)]
+
+
+def _is_open(fd: int) -> bool:
+    try:
+        fcntl.fcntl(fd, fcntl.F_GETFD)
+    except OSError:
+        return False
+    return True
+
+
+def close_inherited(keep: set[int], *, copies: bool) -> None:
+    """Close what this program was handed: descriptors without close-on-exec (PEP 446: its own have it).
+
+    With `copies`, also duplicates of 0, 1, 2 that are a pipe, a terminal or a socket, so that whoever reads the
+    other end sees its end.
+    """
+    channels = {_inode(fd) for fd in range(3) if copies and _is_channel(fd)}
+    for fd in open_descriptors():
+        if fd not in keep and (os.get_inheritable(fd) or (channels and _inode(fd) in channels)):
+            os.close(fd)
+
+
+def close_all(keep: set[int]) -> None:
+    """Close every descriptor above 2 but these."""
+    for fd in open_descriptors():
+        if fd not in keep:
+            os.close(fd)
+
+
+def _is_channel(fd: int) -> bool:
+    try:
+        mode = os.fstat(fd).st_mode
+    except OSError:
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(fd)
+
+
+def _inode(fd: int) -> tuple[int, int]:
+    info = os.fstat(fd)
+    return info.st_dev, info.st_ino
+
+
+# --- binding 0, 1, 2, in the daemon ---------------------------------------------------------------------------
+
+
+def redirect(sources: Iterable[Source | None]) -> None:
+    """Make descriptors 0, 1, 2 what the sources say (None: leave it), all of them inheritable."""
+    for fd, source in enumerate(sources):
+        if source is None:
+            os.set_inheritable(fd, True)
+        else:
+            os.dup2(source.fd, fd)
+            os.close(source.fd)
+
+
+_replaced: list[TextIO | None] = []  # kept alive: collecting them could close 0, 1 or 2
+
+
+def rebind() -> None:
+    """Bind sys.stdin, sys.stdout and sys.stderr to 0, 1, 2, whatever they were; finished lines leave at once."""
+    _replaced.extend((sys.stdin, sys.stdout, sys.stderr))
+    # Anew in any case: the old one may have read ahead from the caller's input.
+    sys.stdin = open(0, encoding=_encoding(sys.__stdin__), errors="surrogateescape", closefd=False)  # noqa: SIM115 - for life
+    sys.stdout = _writer(1, sys.stdout, sys.__stdout__)
+    sys.stderr = _writer(2, sys.stderr, sys.__stderr__)
+
+
+def _writer(fd: int, *candidates: TextIO | None) -> TextIO:
+    """Return an old stream that already writes to `fd` (others may hold on to it), else a new one."""
+    for stream in candidates:
+        if isinstance(stream, io.TextIOWrapper) and _writes_to(stream, fd):
+            stream.reconfigure(line_buffering=True)
+            return stream
+    return open(fd, "w", 1, encoding=_encoding(candidates[-1]), errors="backslashreplace", closefd=False)
+
+
+def _writes_to(stream: TextIO, fd: int) -> bool:
+    try:
+        return stream.fileno() == fd and stream.writable()
+    except (OSError, ValueError):
+        return False
+
+
+def _encoding(stream: TextIO | None) -> str:
+    return getattr(stream, "encoding", None) or "utf-8"

@@ -1,0 +1,21 @@
+"""Append this process's pid to standard output, for ever: the smallest program worth keeping alive."""
+
+import os
+import time
+
+
+def main() -> None:
+    """Beat."""
+    while True:
+        print(os.getpid(), time.strftime("%H:%M:%S"))
+        time.sleep(1)  # noqa: TID251 - it beats by the clock
+
+
+if __name__ == "__main__":
+    import sys
+
+    import daemonkit
+
+    name = sys.argv[1] if len(sys.argv) > 1 else "heartbeat"
+    with daemonkit.detached(pidfile=f"{name}.pid", stdout=f"{name}.log", stderr=daemonkit.STDOUT):
+        main()

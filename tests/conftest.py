@@ -1,0 +1,35 @@
+"""Fixtures for every test: daemons become this process's children, and none of them outlives its test."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import harness
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _subreaper() -> None:
+    harness.become_subreaper()
+
+
+@pytest.fixture(autouse=True)
+def _no_strays() -> Iterator[None]:
+    """Fail a test that leaves a process, and end just that process."""
+    before = set(harness.children())
+    yield
+    with contextlib.suppress(AssertionError):  # a process that was told to end may take a moment
+        harness.eventually(lambda: not [pid for pid, _ in harness.own_children() if pid not in before], patience=5)
+    strays = [(pid, what) for pid, what in harness.own_children() if pid not in before]
+    for pid, _ in strays:
+        os.kill(pid, signal.SIGKILL)
+    for pid in set(harness.children()) - before:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, 0)
+    assert not strays, f"left running: {strays}"

@@ -1,0 +1,216 @@
+"""What the tests share: fresh interpreters, facts from /proc, waiting with a deadline."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+PR_SET_CHILD_SUBREAPER = 36
+PATIENCE = 30.0  # seconds; guards against a hang and says nothing about speed
+
+# Programs under test start with this. `report` writes facts about the process to a file, complete or not at all.
+PRELUDE = """
+import contextlib, json, logging, os, signal, socket, sys, threading, time, traceback
+import daemonkit
+
+def read(path):
+    with open(path) as file:
+        return file.read()
+
+def facts():
+    def fd(n):
+        try:
+            return {"path": os.readlink(f"/proc/self/fd/{n}"), "inheritable": os.get_inheritable(n)}
+        except OSError:
+            return None
+    status = dict(line.split(":", 1) for line in read("/proc/self/status").splitlines())
+    stat = read("/proc/self/stat").rpartition(")")[2].split()
+    umask = os.umask(0); os.umask(umask)
+    return {
+        "pid": os.getpid(), "ppid": os.getppid(), "pgid": os.getpgid(0), "sid": os.getsid(0), "tty": int(stat[4]),
+        "cwd": os.getcwd(), "root": os.path.realpath("/proc/self/root"), "umask": umask,
+        "uid": os.getresuid(), "gid": os.getresgid(), "groups": sorted(os.getgroups()),
+        "mask": int(status["SigBlk"], 16), "ignored": int(status["SigIgn"], 16), "caught": int(status["SigCgt"], 16),
+        "core": __import__("resource").getrlimit(__import__("resource").RLIMIT_CORE),
+        "fds": {n: fd(n) for n in map(int, os.listdir("/proc/self/fd")) if fd(n)},
+        "threads": threading.active_count(),
+    }
+
+def report(path="report", **more):
+    with open(path + ".new", "w") as file:
+        json.dump({**facts(), **more}, file)
+    os.rename(path + ".new", path)
+
+def wait():
+    while True:
+        signal.pause()
+"""
+
+
+def become_subreaper() -> None:
+    """Have the daemons of this process's programs become its own children, so that it can wait for them."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+
+
+def eventually(look: Callable[[], Any], what: str = "", patience: float = PATIENCE) -> Any:
+    """Return the first true value that `look` returns; an OSError or ValueError counts as not yet."""
+    deadline = time.monotonic() + patience
+    while True:
+        with contextlib.suppress(OSError, ValueError):
+            if value := look():
+                return value
+        assert time.monotonic() < deadline, f"never came true: {what or look}"
+        select.select([], [], [], 0.005)
+
+
+def write(directory: Path, body: str, name: str = "program.py") -> Path:
+    """Write a program that starts with the prelude."""
+    path = directory / name
+    path.write_text(PRELUDE + textwrap.dedent(body))
+    return path
+
+
+def run(
+    directory: Path,
+    body: str,
+    *args: object,
+    timeout: float = PATIENCE,
+    wrapper: tuple[object, ...] = (),
+    flags: tuple[str, ...] = (),
+    **options: Any,
+) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end, in `directory`; stdout and stderr are pipes read to their end, so a leak hangs."""
+    program = write(directory, body)
+    command = [*map(str, wrapper), sys.executable, *flags, str(program), *map(str, args)]
+    options.setdefault("stdin", subprocess.DEVNULL)
+    options.setdefault("cwd", directory)
+    if "stdout" not in options:
+        options["capture_output"] = True
+    return subprocess.run(command, text=True, timeout=timeout, check=False, **options)
+
+
+def reported(directory: Path, name: str = "report") -> dict[str, Any]:
+    """Wait for a program's report and return it."""
+    path = directory / name
+    eventually(path.exists, f"a report at {path}")
+    facts: dict[str, Any] = json.loads(path.read_text())
+    facts["fds"] = {int(number): entry for number, entry in facts["fds"].items()}
+    return facts
+
+
+def pid_in(path: Path) -> int:
+    """Return the pid that a pidfile names: the exact text or a ValueError."""
+    text = path.read_text()
+    if text != f"{int(text)}\n":
+        raise ValueError(f"not a pid and a newline: {text!r}")
+    return int(text)
+
+
+def state(pid: int) -> str:
+    """Return the state letter of /proc/PID/stat, '' if there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def alive(pid: int) -> bool:
+    """Tell whether a process lives; a zombie does not."""
+    return state(pid) not in {"", "Z", "X"}
+
+
+def children(pid: int | None = None) -> list[int]:
+    """Return the children of a process, zombies too."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, IndexError):
+            if entry.name.isdigit():
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                if int(fields[1]) == (pid or os.getpid()):
+                    found.append(int(entry.name))
+    return found
+
+
+def ended(pid: int) -> int:
+    """Wait for a child (a daemon: this process is the subreaper) and return its exit status as Popen would."""
+
+    def look() -> tuple[int, int] | None:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        return (done, status) if done else None
+
+    deadline = time.monotonic() + PATIENCE
+    while not (result := look()):
+        assert time.monotonic() < deadline, f"process {pid} did not end"
+        select.select([], [], [], 0.005)
+    return os.waitstatus_to_exitcode(result[1])
+
+
+def stop(pid: int, number: int = signal.SIGTERM) -> int:
+    """Signal a daemon, wait for it, return its exit status."""
+    os.kill(pid, number)
+    return ended(pid)
+
+
+def own_children() -> Iterator[tuple[int, str]]:
+    """Yield this process's living children and what they run."""
+    for pid in children():
+        if alive(pid):
+            with contextlib.suppress(OSError):
+                yield pid, Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+
+
+class Terminal:
+    """A program as the leader of a session on a pseudo-terminal."""
+
+    def __init__(self, command: list[object], cwd: Path) -> None:
+        """Start it."""
+        self.pid, self.master = pty.fork()
+        if self.pid == 0:
+            try:
+                os.chdir(cwd)
+                os.execvp(str(command[0]), [str(part) for part in command])
+            finally:
+                os._exit(127)
+
+    def read(self, until: str = "") -> str:
+        """Return what the program shows, up to `until`, or to the end."""
+        seen = b""
+        deadline = time.monotonic() + PATIENCE
+        while not (until and until.encode() in seen):
+            assert time.monotonic() < deadline, f"{until!r} did not appear, only {seen!r}"
+            if not select.select([self.master], [], [], 0.1)[0]:
+                continue
+            try:
+                part = os.read(self.master, 4096)
+            except OSError:  # EIO: nobody has the terminal open any more
+                break
+            if not part:
+                break
+            seen += part
+        return seen.decode(errors="replace")
+
+    def type(self, text: str) -> None:
+        """Type."""
+        os.write(self.master, text.encode())
+
+    def hang_up(self) -> None:
+        """Close the line."""
+        if self.master >= 0:
+            os.close(self.master)
+            self.master = -1
