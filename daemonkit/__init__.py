@@ -5,9 +5,9 @@ Nothing is loaded until a name is used: importing daemonkit costs a fraction of 
 
 TYPE_CHECKING = False  # type checkers take this name for typing's, which would have to be imported
 if TYPE_CHECKING:
+    from daemonkit._constants import DEVNULL, STDOUT
     from daemonkit._detach import DetachedContext, detached
     from daemonkit._pidfile import PidFile
-    from daemonkit._stdio import DEVNULL, STDOUT
     from daemonkit.errors import (
         AlreadyRunningError,
         DaemonkitError,
@@ -37,8 +37,8 @@ _HOME = {
     "DetachedContext": "_detach",
     "detached": "_detach",
     "PidFile": "_pidfile",
-    "DEVNULL": "_stdio",
-    "STDOUT": "_stdio",
+    "DEVNULL": "_constants",
+    "STDOUT": "_constants",
 }
 
 

@@ -29,6 +29,7 @@ from daemon import daemon as _base
 from daemon.daemon import DaemonContext
 
 from daemonkit import _fork, _notify, _pidfile, _stdio
+from daemonkit._constants import STDOUT
 from daemonkit._pidfile import PidFile
 
 if TYPE_CHECKING:
@@ -128,8 +129,8 @@ class DetachedContext(DaemonContext):
             detach_process = not must_stay()
         if isinstance(pidfile, (str, bytes, os.PathLike)):
             pidfile = PidFile(os.fsdecode(pidfile))
-        if files_preserve is not None and not isinstance(files_preserve, (list, tuple, set)):
-            files_preserve = list(files_preserve)
+        if files_preserve is not None and not isinstance(files_preserve, Iterable):
+            raise TypeError(f"files_preserve: descriptors and open files, not {files_preserve!r}")
         super().__init__(
             chroot_directory=chroot_directory,
             working_directory=working_directory,
@@ -137,7 +138,7 @@ class DetachedContext(DaemonContext):
             initgroups=initgroups,
             prevent_core=prevent_core,
             detach_process=detach_process,
-            files_preserve=files_preserve,
+            files_preserve=None if files_preserve is None else list(files_preserve),
             pidfile=pidfile,
             stdin=stdin,
             stdout=stdout,
@@ -248,7 +249,7 @@ class DetachedContext(DaemonContext):
                 raise
             _logger.warning("the log was not reopened, so the old file is written on: %s", error)
         else:
-            if self.stderr == _stdio.STDOUT and self._logs:
+            if self.stderr == STDOUT and self._logs:
                 os.dup2(1, 2)
 
     # --- in the caller --------------------------------------------------------------------------------------------
@@ -316,7 +317,7 @@ class DetachedContext(DaemonContext):
             if value is None and name != "stdin" and not self.detach_process:
                 sources.append(None)
                 continue
-            if value == _stdio.STDOUT and name == "stderr":
+            if value == STDOUT and name == "stderr":
                 value = sources[1].fd if sources[1] else 1
             source = _stdio.open_source(name, value, umask)
             sources.append(source)
@@ -544,9 +545,9 @@ def _check_rights(owner: _Owner, uid: object, gid: object) -> None:
 
 
 def _has_capability(number: int) -> bool:
-    with contextlib.suppress(OSError), open("/proc/self/status", encoding="ascii", errors="replace") as status:
+    with contextlib.suppress(OSError), open("/proc/self/status", "rb") as status:
         for line in status:
-            if line.startswith("CapEff:"):
+            if line.startswith(b"CapEff:"):
                 return bool(int(line.split()[1], 16) >> number & 1)
     return os.geteuid() == 0
 

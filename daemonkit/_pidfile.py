@@ -135,7 +135,8 @@ def _examine(fd: int, path: str) -> Holder | None:
     """Do the same for an open file, by the lock's own words."""
     info = os.fstat(fd)
     if not stat.S_ISREG(info.st_mode):
-        raise OSError(errno.EINVAL, "not a regular file, so it can't be a pidfile; give another path", path)
+        number = errno.EISDIR if stat.S_ISDIR(info.st_mode) else errno.EINVAL
+        raise OSError(number, "not a regular file, which a pidfile must be; give another path", path)
     if owner := _locked_by(fd):
         return Holder(*owner, ours=True) if _process.is_alive(owner) else None
     pid = _parse(os.pread(fd, 64, 0))
@@ -168,7 +169,7 @@ def _held(path: str, holder: Holder) -> AlreadyRunningError:
 
 def _explained(error: OSError, path: str) -> OSError:
     """Return the same error with the pidfile's path and, where the bare text would puzzle, the cause."""
-    text = os.strerror(error.errno or 0)
+    text = error.strerror or str(error)
     if error.errno == errno.ELOOP:
         text = "a symbolic link, which a pidfile must not be; give the path it leads to"
     return OSError(error.errno, text, path)
@@ -350,8 +351,9 @@ class PidFile(PIDLockFile):
                 _remove_stale(self.path)
         except OSError as error:
             # A live holder is the better answer: its file may be all that this user can read here.
-            if holder := find_holder(self.path):
-                raise _held(self.path, holder) from error
+            with contextlib.suppress(OSError):
+                if holder := find_holder(self.path):
+                    raise _held(self.path, holder) from error
             raise _explained(error, self.path) from error
         _hook_fork()
         _holds.add(hold)

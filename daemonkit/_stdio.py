@@ -7,19 +7,15 @@ import errno
 import fcntl
 import io
 import os
-import resource
 import stat
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, TextIO, TypeGuard
 
+from daemonkit._constants import DEVNULL, STDOUT
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-DEVNULL: Final = -3
-"""The null device; the same number as `subprocess.DEVNULL`."""
-STDOUT: Final = -2
-"""For stderr: where stdout goes; the same number as `subprocess.STDOUT`."""
 
 _LOG_MODE: Final = 0o640
 
@@ -189,9 +185,10 @@ def open_descriptors() -> list[int]:
     """Return the open descriptors above 2; the cost grows with them, not with RLIMIT_NOFILE."""
     try:
         found: Iterable[int] = map(int, os.listdir("/proc/self/fd"))
-    except OSError:  # no /proc here, or a process that dropped privileges may not look into its own
-        highest = max(limit for limit in resource.getrlimit(resource.RLIMIT_NOFILE))
-        found = range(1 << 20 if highest == resource.RLIM_INFINITY else highest)
+    except OSError:
+        # No /proc here, or a process that has changed its user may not look into its own: try every number that
+        # can be one (the default of fs.nr_open), as RLIMIT_NOFILE may have been lowered since.
+        found = range(1 << 20)
     return [fd for fd in found if fd > 2 and _is_open(fd)]
 
 

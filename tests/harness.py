@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+os.environ.pop("PYTHONUNBUFFERED", None)  # programs under test buffer as they do for a user
+
 PR_SET_CHILD_SUBREAPER = 36
 PATIENCE = 30.0  # seconds; guards against a hang and says nothing about speed
 
@@ -150,15 +152,14 @@ def children(pid: int | None = None) -> list[int]:
 def ended(pid: int) -> int:
     """Wait for a child (a daemon: this process is the subreaper) and return its exit status as Popen would."""
 
-    def look() -> tuple[int, int] | None:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        return (done, status) if done else None
-
     deadline = time.monotonic() + PATIENCE
-    while not (result := look()):
+    while True:
+        with contextlib.suppress(ChildProcessError):  # not ours yet: its parent is about to end
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                return os.waitstatus_to_exitcode(status)
         assert time.monotonic() < deadline, f"process {pid} did not end"
         select.select([], [], [], 0.005)
-    return os.waitstatus_to_exitcode(result[1])
 
 
 def stop(pid: int, number: int = signal.SIGTERM) -> int:
@@ -188,10 +189,10 @@ class Terminal:
             finally:
                 os._exit(127)
 
-    def read(self, until: str = "") -> str:
+    def read(self, until: str = "", patience: float = PATIENCE) -> str:
         """Return what the program shows, up to `until`, or to the end."""
         seen = b""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + patience
         while not (until and until.encode() in seen):
             assert time.monotonic() < deadline, f"{until!r} did not appear, only {seen!r}"
             if not select.select([self.master], [], [], 0.1)[0]:
@@ -208,6 +209,14 @@ class Terminal:
     def type(self, text: str) -> None:
         """Type."""
         os.write(self.master, text.encode())
+
+    def insist(self, text: str, until: str) -> str:
+        """Type again and again until the answer comes: a Ctrl-C throws away what was typed and not yet read."""
+        for _ in range(20):
+            self.type(text)
+            with contextlib.suppress(AssertionError):
+                return self.read(until, patience=PATIENCE / 20)
+        raise AssertionError(f"{until!r} did not appear")
 
     def hang_up(self) -> None:
         """Close the line."""

@@ -1,0 +1,340 @@
+"""Daemonkit beside its peers, as ratios from one run: a Markdown table of medians, ranges and goals.
+
+The contenders take turns (A B A B ...), and a ratio is the median of the ratios of neighbours, so that a machine that
+drifts or works at something else slows both. A range is from the fastest to the slowest.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from lockfile.pidlockfile import PIDLockFile
+
+from daemonkit import PidFile
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_HERE = os.path.dirname(os.path.abspath(__file__))
+_PR_SET_CHILD_SUBREAPER = 36
+_HIGH_NOFILE = 1_000_000
+_SMALL = 20
+"""Megabytes of an ordinary caller: an interpreter and a few modules."""
+
+
+# --- measuring ----------------------------------------------------------------------------------------------------
+
+
+def take_turns(rounds: int, contenders: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
+    """Run each of them once per round, after a first round that does not count: it fills caches."""
+    results: dict[str, list[float]] = {name: [] for name in contenders}
+    for number in range(rounds + 1):
+        for name, measure in contenders.items():
+            seconds = measure()
+            if number:
+                results[name].append(seconds)
+    return results
+
+
+def timed(action: Callable[[], object], repeat: int) -> float:
+    """Return the mean time of one `action` out of several in a row."""
+    begin = time.perf_counter()
+    for _ in range(repeat):
+        action()
+    return (time.perf_counter() - begin) / repeat
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    what: str
+    ours: str = ""
+    against: str = ""
+    ratio: str = ""
+    goal: str = ""
+    met: str = ""
+
+
+def against(what: str, ours: list[float], peer: str, theirs: list[float], goal: float | None = None) -> Row:
+    """Compare with a peer, pair by pair."""
+    ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
+    ratio = statistics.median(ratios)
+    return Row(
+        what,
+        _times(ours),
+        f"{peer}: {_times(theirs)}",
+        f"**{ratio:.2f}** ({min(ratios):.2f} to {max(ratios):.2f})",
+        f"<= {goal} x" if goal else "",
+        _met(ratio <= goal) if goal else "",
+    )
+
+
+def alone(what: str, values: list[float], goal: float, unit: str) -> Row:
+    """Compare with a fixed goal."""
+    middle = statistics.median(values)
+    text = f"{middle:.2f} {unit} ({min(values):.2f} to {max(values):.2f})"
+    return Row(what, text, goal=f"<= {goal} {unit}", met=_met(middle <= goal))
+
+
+def _met(holds: bool) -> str:  # noqa: FBT001 - a value, not a switch
+    return "yes" if holds else "**missed**"
+
+
+def _times(values: list[float]) -> str:
+    middle = statistics.median(values)
+    factor, unit = (1e3, "ms") if middle >= 1e-3 else (1e6, "us")
+    low, high = min(values) * factor, max(values) * factor
+    digits = 2 if middle * factor < 10 else 1 if middle * factor < 100 else 0
+    return f"{middle * factor:.{digits}f} {unit} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+# --- import -------------------------------------------------------------------------------------------------------
+
+_TIME_IMPORT = """
+from time import perf_counter
+begin = perf_counter()
+import daemonkit
+print(perf_counter() - begin)
+"""
+# smaps_rollup counts pages one by one; statm's counters lag behind by a batch per CPU.
+_WEIGH_IMPORT = """
+def resident():
+    with open("/proc/self/smaps_rollup") as rollup:
+        return next(int(line.split()[1]) for line in rollup if line.startswith("Rss:"))
+resident()
+before = resident()
+import daemonkit
+print(resident() - before)
+"""
+
+
+def _ask_python(program: str) -> float:
+    return float(subprocess.run([sys.executable, "-I", "-c", program], check=True, stdout=subprocess.PIPE).stdout)
+
+
+def _run_python(program: str) -> float:
+    command = [sys.executable, "-I", "-c", program]
+    begin = time.perf_counter()
+    _, status = os.waitpid(os.posix_spawn(command[0], command, os.environ), 0)
+    elapsed = time.perf_counter() - begin
+    if status:
+        raise SystemExit(f"{program!r} ended with status {os.waitstatus_to_exitcode(status)}")
+    return elapsed
+
+
+def import_rows() -> Iterator[Row]:
+    """Measure `import daemonkit`, each time in a fresh interpreter."""
+    inside = take_turns(60, {"time": partial(_ask_python, _TIME_IMPORT), "memory": partial(_ask_python, _WEIGH_IMPORT)})
+    yield alone("`import daemonkit`, in-process", [1e3 * seconds for seconds in inside["time"]], 0.5, "ms")
+    yield alone("... its resident memory", inside["memory"], 100, "KB")
+    whole = take_turns(250, {code: partial(_run_python, code) for code in ("import daemonkit", "pass")})
+    yield against("`python -c 'import daemonkit'`", whole["import daemonkit"], "`python -c pass`", whole["pass"], 1.05)
+
+
+# --- starts -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Starts:
+    """Daemons started by fresh callers; see caller.py for what is timed."""
+
+    folder: str
+
+    def measure(self, contender: str, megabytes: int, nofile: int = 1024, *, pidfile: bool = False) -> float:
+        """Start one daemon; return the seconds it took, once the caller, the middle process and the daemon are gone."""
+        result, errors = os.path.join(self.folder, "result"), os.path.join(self.folder, "errors")
+        command = [sys.executable, os.path.join(_HERE, "caller.py"), contender, str(megabytes), str(nofile), result]
+        if pidfile:
+            command.append(os.path.join(self.folder, "daemon.pid"))
+        with open(errors, "wb") as stderr:
+            subprocess.run(command, check=False, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr)
+        _reap_orphans()
+        try:
+            with open(result, encoding="ascii") as file:
+                return int(file.read()) / 1e9
+        except FileNotFoundError:
+            with open(errors, encoding="utf-8", errors="replace") as file:
+                raise SystemExit(f"{contender} started no daemon:\n{file.read()}") from None
+        finally:
+            for name in os.listdir(self.folder):
+                if not name.endswith(".so"):
+                    os.unlink(os.path.join(self.folder, name))
+
+
+def _reap_orphans() -> None:
+    """Wait for every daemon to end: they are this process's since it is a subreaper."""
+    try:
+        while True:
+            os.wait()
+    except ChildProcessError:
+        return
+
+
+def compile_helper(folder: str) -> str | None:
+    """Compile the C double fork; return why not, if so."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        return "skipped: no C compiler (cc)"
+    target, source = os.path.join(folder, "double_fork.so"), os.path.join(_HERE, "double_fork.c")
+    done = subprocess.run([compiler, "-O2", "-shared", "-fPIC", "-o", target, source], check=False, capture_output=True)
+    return f"skipped: cc failed: {done.stderr.decode().splitlines()[0]}" if done.returncode else None
+
+
+def small_start_rows(starts: Starts, no_c: str | None) -> Iterator[Row]:
+    """Compare starts from an ordinary caller."""
+    what = f"`detached()`, {_SMALL} MB caller"
+    names = ["daemonkit", "python_daemon", *_installed("daemonize", "daemonocle"), *([] if no_c else ["double_fork"])]
+    results = take_turns(25, {name: partial(starts.measure, name, _SMALL) for name in names})
+    labels = {"python_daemon": "`DaemonContext`", "double_fork": "C double fork"}
+    for name in names[1:]:
+        goal = 1.2 if name == "python_daemon" else None
+        yield against(what, results["daemonkit"], labels.get(name, name), results[name], goal)
+
+    names = ["daemonkit", "python_daemon"]
+    results = take_turns(25, {name: partial(starts.measure, name, _SMALL, pidfile=True) for name in names})
+    yield against(
+        "... with a pidfile", results["daemonkit"], "`DaemonContext` with `PIDLockFile`", results["python_daemon"]
+    )
+
+
+def limit_rows(starts: Starts) -> Iterator[Row]:
+    """Compare starts at a low and a high RLIMIT_NOFILE."""
+    high = _highest_nofile()
+    contenders = {
+        "high": partial(starts.measure, "daemonkit", _SMALL, high),
+        "low": partial(starts.measure, "daemonkit", _SMALL, 1024),
+        "peer": partial(starts.measure, "python_daemon", _SMALL, high),
+    }
+    results = take_turns(25, contenders)
+    what = f"... at `RLIMIT_NOFILE` {high:,}"
+    yield against(what, results["high"], "`DaemonContext`, same limit", results["peer"], 1.2)
+    yield against(what, results["high"], "itself at 1,024", results["low"], 1.1)
+
+
+def large_start_rows(starts: Starts, no_c: str | None, gigabytes: int, rounds: int) -> Iterator[Row]:
+    """Compare starts from a caller with much memory, where the copies of the page tables are what it costs."""
+    what = f"`detached()`, {gigabytes} GB caller"
+    if no_c or _free_gigabytes() < 1.2 * gigabytes:
+        yield Row(what, against=no_c or f"skipped: {_free_gigabytes():.1f} GB of memory are free")
+        return
+    names = ["daemonkit", "double_fork", "python_daemon"]
+    results = take_turns(rounds, {name: partial(starts.measure, name, gigabytes << 10) for name in names})
+    yield against(what, results["daemonkit"], "C double fork", results["double_fork"], 1.1)
+    yield against(what, results["daemonkit"], "`DaemonContext`", results["python_daemon"])
+
+
+def _installed(*names: str) -> list[str]:
+    from importlib.util import find_spec
+
+    return [name for name in names if find_spec(name)]
+
+
+def _highest_nofile() -> int:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, max(hard, _HIGH_NOFILE)))
+    except (ValueError, OSError):
+        return hard
+    return _HIGH_NOFILE
+
+
+def _free_gigabytes() -> float:
+    with open("/proc/meminfo", encoding="ascii") as meminfo:
+        return next(int(line.split()[1]) for line in meminfo if line.startswith("MemAvailable")) / (1 << 20)
+
+
+# --- the pidfile --------------------------------------------------------------------------------------------------
+
+
+def _bare(path: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    os.write(fd, b"%d\n" % os.getpid())
+    os.close(fd)
+    os.unlink(path)
+
+
+def _acquire_and_release(lock: PIDLockFile) -> None:
+    lock.acquire()
+    lock.release()
+
+
+def pidfile_rows(folder: str, where: str) -> Iterator[Row]:
+    """Compare the pidfile with lockfile's, and with the least that makes and removes a file."""
+    path = os.path.join(folder, "app.pid")
+    actions = {
+        "ours": partial(_acquire_and_release, PidFile(path)),
+        "bare": partial(_bare, path),
+        "peer": partial(_acquire_and_release, PIDLockFile(path)),
+    }
+    results = take_turns(200, {name: partial(timed, action, 10) for name, action in actions.items()})
+    what = f"`PidFile` acquire + release, {where}"
+    yield against(what, results["ours"], "bare create, write, unlink", results["bare"], 1.5)
+    yield against(what, results["ours"], "`PIDLockFile`", results["peer"], 0.6)
+    yield from _asking_rows(path, where)
+
+
+_HOLD = "import sys, daemonkit\nwith daemonkit.PidFile(sys.argv[1]):\n    print(flush=True)\n    sys.stdin.read()"
+
+
+def _asking_rows(path: str, where: str) -> Iterator[Row]:
+    holder = subprocess.Popen([sys.executable, "-I", "-c", _HOLD, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with holder:
+        holder.stdout.readline()
+        ours, theirs = PidFile(path), PIDLockFile(path)
+        if not ours.read_pid() == theirs.read_pid() == holder.pid:
+            raise SystemExit(f"{path} does not name its holder, process {holder.pid}")
+        actions = {"ours": ours.read_pid, "peer": lambda: os.kill(theirs.read_pid(), 0)}
+        results = take_turns(200, {name: partial(timed, action, 50) for name, action in actions.items()})
+        holder.stdin.close()
+    yield against(
+        f"`PidFile.read_pid()` of a held file, {where}",
+        results["ours"],
+        "`PIDLockFile` + `kill(0)`",
+        results["peer"],
+        0.5,
+    )
+
+
+# --- the table ----------------------------------------------------------------------------------------------------
+
+
+def rows(folder: str) -> Iterator[Row]:
+    """Measure everything, row by row."""
+    yield from import_rows()
+    yield from pidfile_rows(folder, "on disk")
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as memory:
+        yield from pidfile_rows(memory, "/dev/shm")
+    starts, no_c = Starts(folder), compile_helper(folder)
+    yield from small_start_rows(starts, no_c)
+    yield from limit_rows(starts)
+    yield from large_start_rows(starts, no_c, 1, 9)
+    yield from large_start_rows(starts, no_c, 4, 7)
+
+
+def main() -> None:
+    """Print the table line by line, as the measuring goes."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    for name in ("NOTIFY_SOCKET", "SYSTEMD_EXEC_PID"):
+        os.environ.pop(name, None)  # the daemons that are measured are not this service
+    print("| what | daemonkit: median (range) | against | ratio | goal | met |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    # /var/tmp is on a disk also where /tmp is in memory: file-hierarchy(7).
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        for row in rows(folder):
+            print(f"| {row.what} | {row.ours} | {row.against} | {row.ratio} | {row.goal} | {row.met} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

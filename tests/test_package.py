@@ -1,0 +1,85 @@
+"""The package as a whole: what importing it loads, what its names are, how it looks elsewhere."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+from importlib import resources
+
+import daemonkit
+import lockfile
+import pytest
+
+
+def _fresh(code: str, *flags: str) -> str:
+    done = subprocess.run([sys.executable, *flags, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_importing_it_loads_nothing_else() -> None:
+    loaded = _fresh("import sys; before = set(sys.modules); import daemonkit; print(*sorted(set(sys.modules) - before))").split()
+    assert loaded == ["daemonkit"]
+
+
+def test_all_names_are_there_and_no_others() -> None:
+    names = {name for name in dir(daemonkit) if not name.startswith("_")}
+    assert names == set(daemonkit.__all__)
+    for name in daemonkit.__all__:
+        assert getattr(daemonkit, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'spwan'"):
+        daemonkit.spwan  # type: ignore[attr-defined]  # noqa: B018 - the look-up is the test
+
+
+def test_names_once_used_are_plain_attributes() -> None:
+    assert daemonkit.PidFile is vars(daemonkit)["PidFile"]
+
+
+def test_it_is_typed() -> None:
+    assert (resources.files("daemonkit") / "py.typed").is_file()
+
+
+ERRORS = [
+    (daemonkit.AlreadyRunningError("m", path="p", pid=7), (daemonkit.DaemonkitError, lockfile.AlreadyLocked), {"path": "p", "pid": 7}),
+    (daemonkit.NotRunningError("m", path="p"), (daemonkit.DaemonkitError, ProcessLookupError), {"path": "p"}),
+    (daemonkit.StartError("m", traceback="t", exitcode=-9), (daemonkit.DaemonkitError,), {"traceback": "t", "exitcode": -9}),
+    (daemonkit.StartTimeoutError("m", traceback="t"), (daemonkit.StartError, TimeoutError), {"traceback": "t", "exitcode": None}),
+    (daemonkit.StopTimeoutError("m", pid=7), (daemonkit.DaemonkitError, TimeoutError), {"pid": 7}),
+]
+
+
+@pytest.mark.parametrize(("error", "bases", "fields"), ERRORS, ids=[type(error).__name__ for error, _, _ in ERRORS])
+def test_every_error_is_what_it_says_and_keeps_its_fields_through_pickle(
+    error: Exception, bases: tuple[type, ...], fields: dict[str, object]
+) -> None:
+    assert isinstance(error, bases)
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error) and str(again) == str(error) == "m"
+    assert {name: getattr(again, name) for name in fields} == fields
+
+
+ELSEWHERE = """
+import json, os, sys
+del os.fork  # as on Windows ...
+for name in ("fcntl", "grp", "pwd", "resource"):
+    sys.modules[name] = None  # ... where importing these is an ImportError
+import daemonkit
+said = {}
+for name in daemonkit.__all__:
+    value = getattr(daemonkit, name)
+    if name.endswith("Error") or not callable(value):
+        continue
+    try:
+        value("x")
+    except NotImplementedError as error:
+        said[name] = str(error)
+print(json.dumps(said))
+"""
+
+
+def test_on_another_platform_it_imports_and_each_call_says_why_it_can_not() -> None:
+    said = json.loads(_fresh(ELSEWHERE))
+    assert set(said) == {"detached", "DetachedContext", "PidFile"}
+    assert all(name in text and "\n" not in text for name, text in said.items())
