@@ -294,7 +294,7 @@ class DetachedContext(DaemonContext):
             return
         if (asyncio := sys.modules.get("asyncio")) and _has_running_loop(asyncio):
             raise RuntimeError(
-                "an event loop runs in this thread and can't be forked; call detached() first, asyncio.run() in its body"
+                "an event loop runs in this thread and can't be forked: call detached() first, asyncio.run() in it"
             )
         if others := [thread.name for thread in threading.enumerate() if thread is not threading.current_thread()]:
             message = f"these threads will not exist in the daemon: {', '.join(others)}; start them in the body"
@@ -383,8 +383,10 @@ class DetachedContext(DaemonContext):
                 _logger.critical("the start failed: %s", cause)
                 raise SystemExit(1)
             return
-        if isinstance(self.pidfile, PidFile):
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # the caller frees what this process can't
+            if self.is_open:
+                self.close()
+            elif isinstance(self.pidfile, PidFile):
                 self.pidfile.__exit__()
         text = cause if error is None else "".join(traceback.format_exception(error))
         self._reporter.failed(text, _exit_status(error))

@@ -13,16 +13,22 @@ def main() -> int:
     runs, *arguments = sys.argv[1:]
     for n in range(1, int(runs) + 1):
         loaded = n % 2 == 0
-        burners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1) if loaded]
+        burners = [
+            subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1) if loaded
+        ]
         begun = time.monotonic()
         try:
-            done = subprocess.run([sys.executable, "-m", "pytest", "-q", *arguments], check=False, capture_output=True, text=True)
+            done = subprocess.run(
+                [sys.executable, "-m", "pytest", "-q", *arguments], check=False, capture_output=True, text=True
+            )
         finally:
             for burner in burners:
                 burner.kill()
                 burner.wait()
         closing = (done.stdout.strip().splitlines() or ["no output"])[-1]
-        print(f"{n:3}/{runs} {'loaded' if loaded else 'idle  '} {time.monotonic() - begun:5.0f} s  {closing}", flush=True)
+        print(
+            f"{n:3}/{runs} {'loaded' if loaded else 'idle  '} {time.monotonic() - begun:5.0f} s  {closing}", flush=True
+        )
         if done.returncode != 0:
             print(done.stdout, done.stderr)
             return 1

@@ -151,7 +151,6 @@ def children(pid: int | None = None) -> list[int]:
 
 def ended(pid: int) -> int:
     """Wait for a child (a daemon: this process is the subreaper) and return its exit status as Popen would."""
-
     deadline = time.monotonic() + PATIENCE
     while True:
         with contextlib.suppress(ChildProcessError):  # not ours yet: its parent is about to end

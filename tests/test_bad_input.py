@@ -147,8 +147,10 @@ def test_a_held_pidfile_is_left_untouched_and_the_error_says_whose_it_is(tmp_pat
 
 @pytest.mark.parametrize("limit", range(3, 16))
 def test_no_descriptors_left(tmp_path: Path, limit: int) -> None:
-    """At each limit: a daemon that runs, or an exception and nothing left. (The program itself has 3 open.)"""
-    done = run(tmp_path, f"""
+    """At each limit: a daemon that runs, or an exception and nothing left. The program itself has three open."""
+    done = run(
+        tmp_path,
+        f"""
         import resource, io, encodings.idna, lockfile, daemon
         daemonkit.detached, daemonkit.StartError
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -164,7 +166,8 @@ def test_no_descriptors_left(tmp_path: Path, limit: int) -> None:
             print(error)
             assert daemonkit.PidFile("pid").read_pid() is None and not os.path.exists("pid")
             sys.exit(1)
-    """)
+    """,
+    )
     assert done.returncode in {0, 1}, done.stderr
     if done.returncode == 0:
         stop(reported(tmp_path)["pid"])
@@ -180,7 +183,10 @@ def test_no_processes_left(tmp_path: Path, left: int) -> None:
         parent.chmod(parent.stat().st_mode | 0o055)
     tmp_path.chmod(0o777)
     nobody_else = 61234
-    done = run(tmp_path, ORDINARY.format(nobody_else) + textwrap.dedent(f"""
+    done = run(
+        tmp_path,
+        ORDINARY.format(nobody_else)
+        + textwrap.dedent(f"""
         resource.setrlimit(resource.RLIMIT_NPROC, (1 + {left}, 1 + {left}))
         try:
             with daemonkit.detached(pidfile="pid"):
@@ -188,14 +194,19 @@ def test_no_processes_left(tmp_path: Path, left: int) -> None:
         except (BlockingIOError, daemonkit.StartError) as error:
             print(error)
             assert not os.path.exists("pid")
-    """))
+    """),
+    )
     assert "Resource temporarily unavailable" in done.stdout, done
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="a small file system of its own takes root")
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("unshare"), reason="a small file system of its own takes root"
+)
 def test_a_full_disk(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
-    done = run(tmp_path, """
+    done = run(
+        tmp_path,
+        """
         import subprocess
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "none", "disk"], check=True)
         with open("disk/filler", "wb", buffering=0) as filler:
@@ -205,13 +216,17 @@ def test_a_full_disk(tmp_path: Path) -> None:
                 pass
         except OSError as error:
             print(error, os.listdir("disk"))
-    """, wrapper=("unshare", "--mount"))
+    """,
+        wrapper=("unshare", "--mount"),
+    )
     assert done.stdout == f"[Errno 28] No space left on device: '{tmp_path}/disk/pid' ['filler']\n", done
 
 
 def test_a_stdout_that_can_not_be_flushed_is_an_error_before_any_fork(tmp_path: Path) -> None:
     with Path("/dev/full").open("w") as full:
-        done = run(tmp_path, """
+        done = run(
+            tmp_path,
+            """
             print("lost?", end="")
             try:
                 with daemonkit.detached(pidfile="pid"):
@@ -219,5 +234,8 @@ def test_a_stdout_that_can_not_be_flushed_is_an_error_before_any_fork(tmp_path: 
             except OSError as error:
                 print(error, os.listdir("."), file=sys.stderr)
                 os._exit(1)
-        """, stdout=full, stderr=-1)
+        """,
+            stdout=full,
+            stderr=-1,
+        )
     assert done.stderr == "[Errno 28] No space left on device ['program.py']\n"

@@ -51,7 +51,14 @@ def _check_and_clear(directory: Path, before: set[int]) -> None:
         return not left or left == [_running(directory)]
 
     eventually(settled, "one daemon at most, and the pidfile names it")
-    assert {path.name for path in directory.iterdir()} <= {"program.py", "faulty.py", "pid", "log", "trace", "trace.err"}
+    assert {path.name for path in directory.iterdir()} <= {
+        "program.py",
+        "faulty.py",
+        "pid",
+        "log",
+        "trace",
+        "trace.err",
+    }
     if daemon := _running(directory):
         assert stop(daemon) == 0
     done = harness.run(directory, SERVICE)
@@ -70,7 +77,7 @@ def _is_tracer(pid: int) -> bool:
 def test_a_caller_that_is_signalled_at_any_moment_of_its_start(tmp_path: Path, number: int) -> None:
     program = harness.write(tmp_path, SERVICE)
     before = set(harness.children())
-    chance = random.Random(number)  # noqa: S311 - moments, not secrets
+    chance = random.Random(number)
     for _ in range(ROUNDS):
         with subprocess.Popen([sys.executable, program], cwd=tmp_path, stderr=subprocess.DEVNULL) as caller:
             select.select([], [], [], chance.uniform(0.03, 0.2))
@@ -86,7 +93,7 @@ def test_a_caller_that_is_signalled_at_any_moment_of_its_start(tmp_path: Path, n
 def test_any_of_the_three_processes_killed_at_any_moment(tmp_path: Path) -> None:
     program = harness.write(tmp_path, SERVICE)
     before = set(harness.children())
-    chance = random.Random(9)  # noqa: S311 - as above
+    chance = random.Random(9)
     for turn in range(ROUNDS):
         with subprocess.Popen([sys.executable, program], cwd=tmp_path, stderr=subprocess.PIPE, text=True) as caller:
             victim = _nth_descendant(caller.pid, turn % 2)
@@ -120,7 +127,7 @@ def _nth_descendant(caller: int, depth: int) -> int | None:
 FAULTS = [
     ("openat", "EMFILE"), ("openat", "ENOSPC"), ("openat", "ENFILE"), ("write", "ENOSPC"), ("write", "EIO"), ("fcntl", "ENOLCK"),
     ("linkat", "ENOSPC"), ("linkat", "EPERM"), ("clone", "EAGAIN"), ("clone", "ENOMEM"), ("socketpair", "EMFILE"), ("setsid", "EPERM"),
-    ("pidfd_open", "EMFILE"), ("pwrite64", "EIO"), ("chdir", "EACCES"), ("dup2", "EBADF"), 
+    ("pidfd_open", "EMFILE"), ("pwrite64", "EIO"), ("chdir", "EACCES"), ("dup2", "EBADF"),
     ("poll", "EINTR"), ("recvfrom", "EINTR"), ("sendto", "EINTR"), ("wait4", "EINTR"), ("prlimit64", "EPERM"),
     ("rt_sigprocmask", "EINVAL"), ("newfstatat", "EIO"),
 ]  # fmt: skip
@@ -130,7 +137,10 @@ FAULTS = [
 @pytest.mark.parametrize(("call", "error"), FAULTS, ids=[f"{call}-{error}" for call, error in FAULTS])
 def test_a_system_call_that_fails_is_an_honest_status(tmp_path: Path, call: str, error: str) -> None:
     """Each of the first calls of its kind in each of the three processes, counted from where the start begins."""
-    body = "daemonkit.detached, daemonkit.StartError\nos.write(2, b'waiting\\n'); os.read(0, 1)\n" + harness.textwrap.dedent(SERVICE)
+    body = (
+        "daemonkit.detached, daemonkit.StartError\nos.write(2, b'waiting\\n'); os.read(0, 1)\n"
+        + harness.textwrap.dedent(SERVICE)
+    )
     program = harness.write(tmp_path, body, "faulty.py")
     before = set(harness.children())
     injected = 0
@@ -151,7 +161,9 @@ def _start_under_strace(program: Path, call: str, fault: str) -> tuple[int, str]
     directory = program.parent
     with (
         (directory / "trace.err").open("w+") as err,  # not a pipe, which the tracer and the daemon could keep open
-        subprocess.Popen([sys.executable, program], cwd=directory, stdin=subprocess.PIPE, stdout=err, stderr=err) as caller,
+        subprocess.Popen(
+            [sys.executable, program], cwd=directory, stdin=subprocess.PIPE, stdout=err, stderr=err
+        ) as caller,
     ):
         eventually(lambda: (directory / "trace.err").read_text() == "waiting\n")
         command = ["strace", "-f", "-p", caller.pid, "-o", directory / "trace", "-e", f"trace={call}", "-e", fault]

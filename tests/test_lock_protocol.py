@@ -101,7 +101,9 @@ def scenarios(*first: str, others: tuple[str, ...] = ("starter",), before: tuple
     return st.builds(
         Scenario,
         before=st.sampled_from(before),
-        parts=st.builds(lambda one, more: (one, *more), parts(*first), st.lists(parts(*others), min_size=1, max_size=3)),
+        parts=st.builds(
+            lambda one, more: (one, *more), parts(*first), st.lists(parts(*others), min_size=1, max_size=3)
+        ),
         # Few switches at any place find more than many switches everywhere: most races need two or three.
         switches=st.lists(st.tuples(st.integers(0, 4), st.integers(1, 32)), max_size=12).map(tuple),
         unnamed=st.sampled_from((True, True, True, False)),
@@ -326,7 +328,9 @@ class World:
     def _plain(self, _me: Contender, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         return function(*args, **options)
 
-    def _open(self, me: Contender, function: Callable[..., int], path: str, flags: int, *args: Any, **options: Any) -> int:
+    def _open(
+        self, me: Contender, function: Callable[..., int], path: str, flags: int, *args: Any, **options: Any
+    ) -> int:
         if flags & os.O_TMPFILE == os.O_TMPFILE and not self.scenario.unnamed:
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), path)
         fd = function(path, flags, *args, **options)
@@ -723,9 +727,7 @@ def _no_second_look_under_the_mutex(patch: pytest.MonkeyPatch) -> None:
                 here.inside = False
 
     patch.setattr(_pidfile, "_mutex", marked)
-    patch.setattr(
-        _pidfile, "_examine", lambda fd, path: None if getattr(here, "inside", False) else examine(fd, path)
-    )
+    patch.setattr(_pidfile, "_examine", lambda fd, path: None if getattr(here, "inside", False) else examine(fd, path))
 
 
 def _a_dead_holders_lock_counts(patch: pytest.MonkeyPatch) -> None:

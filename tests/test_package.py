@@ -8,9 +8,10 @@ import subprocess
 import sys
 from importlib import resources
 
-import daemonkit
 import lockfile
 import pytest
+
+import daemonkit
 
 
 def _fresh(code: str, *flags: str) -> str:
@@ -20,7 +21,9 @@ def _fresh(code: str, *flags: str) -> str:
 
 
 def test_importing_it_loads_nothing_else() -> None:
-    loaded = _fresh("import sys; before = set(sys.modules); import daemonkit; print(*sorted(set(sys.modules) - before))").split()
+    loaded = _fresh(
+        "import sys; before = set(sys.modules); import daemonkit; print(*sorted(set(sys.modules) - before))"
+    ).split()
     assert loaded == ["daemonkit"]
 
 
@@ -42,10 +45,22 @@ def test_it_is_typed() -> None:
 
 
 ERRORS = [
-    (daemonkit.AlreadyRunningError("m", path="p", pid=7), (daemonkit.DaemonkitError, lockfile.AlreadyLocked), {"path": "p", "pid": 7}),
+    (
+        daemonkit.AlreadyRunningError("m", path="p", pid=7),
+        (daemonkit.DaemonkitError, lockfile.AlreadyLocked),
+        {"path": "p", "pid": 7},
+    ),
     (daemonkit.NotRunningError("m", path="p"), (daemonkit.DaemonkitError, ProcessLookupError), {"path": "p"}),
-    (daemonkit.StartError("m", traceback="t", exitcode=-9), (daemonkit.DaemonkitError,), {"traceback": "t", "exitcode": -9}),
-    (daemonkit.StartTimeoutError("m", traceback="t"), (daemonkit.StartError, TimeoutError), {"traceback": "t", "exitcode": None}),
+    (
+        daemonkit.StartError("m", traceback="t", exitcode=-9),
+        (daemonkit.DaemonkitError,),
+        {"traceback": "t", "exitcode": -9},
+    ),
+    (
+        daemonkit.StartTimeoutError("m", traceback="t"),
+        (daemonkit.StartError, TimeoutError),
+        {"traceback": "t", "exitcode": None},
+    ),
     (daemonkit.StopTimeoutError("m", pid=7), (daemonkit.DaemonkitError, TimeoutError), {"pid": 7}),
 ]
 

@@ -19,11 +19,14 @@ STARTS = int(os.environ.get("DAEMONKIT_STARTS", "10"))
 
 def test_every_start_survives_a_session_leader_whose_terminal_hangs_up(tmp_path: Path) -> None:
     """`ssh -t host app`: the program leads the session, and the line is cut the instant it ends."""
-    program = harness.write(tmp_path, """
+    program = harness.write(
+        tmp_path,
+        """
         with daemonkit.detached(pidfile=sys.argv[1], stdout=sys.argv[1] + ".log"):
             print("begun", flush=True)
             wait()
-    """)
+    """,
+    )
     for n in range(STARTS):
         terminal = Terminal([sys.executable, program, f"{n}.pid"], tmp_path)
         assert terminal.read() == ""  # to the end: nobody has the terminal open any more
@@ -37,14 +40,17 @@ def test_every_start_survives_a_session_leader_whose_terminal_hangs_up(tmp_path:
 
 def test_a_start_outlives_a_hang_up_in_its_midst(tmp_path: Path) -> None:
     """The line is cut while the caller still waits: the caller dies of SIGHUP, the start goes on."""
-    program = harness.write(tmp_path, """
+    program = harness.write(
+        tmp_path,
+        """
         with daemonkit.detached(pidfile="pid", wait_ready=True, working_directory=".") as d:
             report("begun")
             while not os.path.exists("go"): time.sleep(0.01)
             d.ready()
             report()
             wait()
-    """)
+    """,
+    )
     terminal = Terminal([sys.executable, program], tmp_path)
     daemon = reported(tmp_path, "begun")["pid"]
     terminal.hang_up()
@@ -57,11 +63,14 @@ def test_a_start_outlives_a_hang_up_in_its_midst(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["\x03", "\x1c"], ids=["Ctrl-C", "Ctrl-backslash"])
 def test_keys_after_the_start_do_not_reach_the_daemon(tmp_path: Path, key: str) -> None:
-    program = harness.write(tmp_path, """
+    program = harness.write(
+        tmp_path,
+        """
         with daemonkit.detached(pidfile="pid", working_directory="."):
             report()
             wait()
-    """)
+    """,
+    )
     terminal = Terminal(["sh", "-i"], tmp_path)
     try:
         terminal.type(f'"{sys.executable}" "{program}"; echo "status=$?"\n')
@@ -80,11 +89,14 @@ def test_keys_after_the_start_do_not_reach_the_daemon(tmp_path: Path, key: str) 
 
 
 def test_ctrl_c_while_waiting_ends_the_daemon_and_the_prompt_is_back(tmp_path: Path) -> None:
-    program = harness.write(tmp_path, """
+    program = harness.write(
+        tmp_path,
+        """
         with daemonkit.detached(pidfile="pid", wait_ready=True, working_directory="."):
             report()
             wait()
-    """)
+    """,
+    )
     terminal = Terminal([sys.executable, program], tmp_path)
     daemon = reported(tmp_path)["pid"]
     terminal.type("\x03")
@@ -95,10 +107,13 @@ def test_ctrl_c_while_waiting_ends_the_daemon_and_the_prompt_is_back(tmp_path: P
 
 
 def test_a_failed_start_is_told_on_the_terminal(tmp_path: Path) -> None:
-    program = harness.write(tmp_path, """
+    program = harness.write(
+        tmp_path,
+        """
         with daemonkit.detached(wait_ready=True, stderr="log"):
             raise ConnectionError("the queue is down")
-    """)
+    """,
+    )
     terminal = Terminal([sys.executable, program], tmp_path)
     seen = terminal.read()
     assert ended(terminal.pid) == 1

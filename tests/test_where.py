@@ -59,10 +59,14 @@ def test_a_start_that_fails_in_the_foreground_says_why_to_the_manager(tmp_path: 
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
         manager.settimeout(harness.PATIENCE)
-        done = run(tmp_path, """
+        done = run(
+            tmp_path,
+            """
             with daemonkit.detached(pidfile="pid", wait_ready=True):
                 raise ValueError("no\\ndatabase")
-        """, env={**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify")})
+        """,
+            env={**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify")},
+        )
         assert manager.recv(4096) == b"STATUS=failed to start: ValueError: no database"
     assert done.returncode == 1 and done.stderr.count("Traceback (most recent call last)") == 1
     assert not (tmp_path / "pid").exists()
@@ -78,7 +82,9 @@ def test_a_manager_that_can_not_be_reached_is_a_warning(tmp_path: Path) -> None:
 
 
 def test_executed_by_systemd_itself_it_stays(tmp_path: Path) -> None:
-    program = harness.write(tmp_path, "os.environ['SYSTEMD_EXEC_PID'] = str(os.getpid())\n" + harness.textwrap.dedent(SERVICE))
+    program = harness.write(
+        tmp_path, "os.environ['SYSTEMD_EXEC_PID'] = str(os.getpid())\n" + harness.textwrap.dedent(SERVICE)
+    )
     with _foreground(program) as service:
         assert reported(tmp_path)["pid"] == service.pid
         service.terminate()
@@ -113,10 +119,13 @@ def test_detach_process_overrules(tmp_path: Path, choice: bool) -> None:  # noqa
 
 
 def test_in_the_foreground_streams_that_are_given_are_used(tmp_path: Path) -> None:
-    program = harness.write(tmp_path, """
+    program = harness.write(
+        tmp_path,
+        """
         with daemonkit.detached(detach_process=False, stdout="log", stderr=daemonkit.STDOUT, working_directory="."):
             print("out"); print("err", file=sys.stderr)
-    """)
+    """,
+    )
     with _foreground(program) as service:
         assert service.wait(harness.PATIENCE) == 0
         assert service.stdout and service.stdout.read() == ""
@@ -129,22 +138,30 @@ def test_in_the_foreground_a_held_pidfile_and_a_crash_are_statuses_too(tmp_path:
         second = run(tmp_path, SERVICE, env={**os.environ, "NOTIFY_SOCKET": "/nowhere"})
         assert second.returncode == 1 and f"held by process {service.pid}" in second.stderr
         service.terminate()
-    crash = run(tmp_path, """
+    crash = run(
+        tmp_path,
+        """
         with daemonkit.detached(detach_process=False, pidfile="pid"):
             raise ValueError("x")
-    """)
+    """,
+    )
     assert crash.returncode == 1 and crash.stderr.count("\nValueError: x") == 1
     assert not (tmp_path / "pid").exists()
 
 
 def test_sockets_passed_by_systemd_are_kept_and_other_inherited_descriptors_are_not(tmp_path: Path) -> None:
-    program = harness.write(tmp_path, """
+    program = harness.write(
+        tmp_path,
+        """
         with daemonkit.detached(working_directory=".", detach_process=False):
             report(pid_told=os.environ["LISTEN_PID"])
-    """)
+    """,
+    )
     done = subprocess.run(
         ["sh", "-c", f'LISTEN_PID=$$ LISTEN_FDS=1 exec "{sys.executable}" "{program}" 3</dev/zero 9</dev/zero'],
-        cwd=tmp_path, check=False, timeout=harness.PATIENCE,
+        cwd=tmp_path,
+        check=False,
+        timeout=harness.PATIENCE,
     )
     facts = reported(tmp_path)
     assert done.returncode == 0 and facts["pid_told"] == str(facts["pid"])
@@ -155,14 +172,19 @@ def test_sockets_passed_by_systemd_are_kept_and_other_inherited_descriptors_are_
 @namespaces
 def test_process_1_stays(tmp_path: Path) -> None:
     wrapper = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
-    program = harness.write(tmp_path, """
+    program = harness.write(
+        tmp_path,
+        """
         with daemonkit.detached(pidfile="pid", working_directory=".") as d:
             signal.alarm(20)
             report(detached=d.detached)
             while not os.path.exists("go"): time.sleep(0.01)
             raise ValueError("and its status is seen")
-    """)
-    with subprocess.Popen([*wrapper, sys.executable, str(program)], cwd=tmp_path, stderr=subprocess.PIPE, text=True) as service:
+    """,
+    )
+    with subprocess.Popen(
+        [*wrapper, sys.executable, str(program)], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    ) as service:
         facts = reported(tmp_path)
         assert (facts["pid"], facts["detached"]) == (1, False)
         assert pid_in(tmp_path / "pid") == 1
@@ -196,12 +218,13 @@ def test_a_shell_as_process_1_with_a_terminal_does_not_keep_it_in_the_foreground
         terminal.read("status=0")
         facts = reported(tmp_path)
         assert facts["detached"] is True and facts["tty"] == 0
-        terminal.type(f"kill {facts['pid']}\nexit\n")
+        terminal.type(f"kill {facts['pid']}\n")
+        eventually(lambda: not (tmp_path / "pid").exists())
+        terminal.type("exit\n")
         terminal.read()
     finally:
         terminal.hang_up()
         ended(terminal.pid)
-    eventually(lambda: not (tmp_path / "pid").exists())
 
 
 def _descendants(pid: int) -> list[int]:
