@@ -147,6 +147,7 @@ class Contender:
     started: bool = False
     believes: bool = False  # it was told that it holds, and has not begun to release
     published: bool = False  # the file names it
+    mutex: int | None = None  # the descriptor by which it has the mutex
     seen: set[int] | None = None  # who was published at some time during its present attempt
     steady: Group | None = None  # who held all through its present look
     error: BaseException | None = None
@@ -292,8 +293,10 @@ KINDS: Final = {script.__name__: script for script in (starter, twice, unprivile
 class World:
     """The contenders, what the kernel would know about them, and the scheduler."""
 
-    def __init__(self, scenario: Scenario, directory: Path) -> None:
+    def __init__(self, scenario: Scenario, directory: Path, *, wedge: bool = False) -> None:
         self.scenario = scenario
+        self.wedge = wedge
+        """Whether a descendant keeps the mutex of a process that is killed while it hands its lock over."""
         self.directory = directory
         self.path = directory / "app.pid"
         self.control = threading.Semaphore(0)
@@ -302,7 +305,7 @@ class World:
         self.owners: dict[int, set[object]] = {}
         self.records: set[tuple[int, tuple[int, int]]] = set()
         self.steps = 0
-        self.trace: list[tuple[Any, ...]] = []
+        self.trace: list[list[Any]] = []
 
     # What the kernel does.
 
@@ -317,7 +320,7 @@ class World:
         """Make a system call as contender `me`, once the scheduler wants it."""
         me.pause()
         entry = [me.who.pid, name, args, None]
-        self.trace.append(entry)  # type: ignore[arg-type]
+        self.trace.append(entry)
         try:
             entry[3] = result = getattr(self, f"_{name}", self._plain)(me, function, *args, **options)
         except OSError as error:
@@ -373,6 +376,10 @@ class World:
                 if where == inode(fd) and pid != me.who.pid and start <= pid < start + length:
                     return FLOCK.pack(fcntl.F_WRLCK, whence, pid, 1, pid)
             return FLOCK.pack(fcntl.F_UNLCK, whence, start, length, 0)
+        if (start, length) == (0, 1):
+            result = function(fd, command, argument)
+            me.mutex = fd if kind == fcntl.F_WRLCK else None
+            return result
         if me.parent and command == fcntl.F_OFD_SETLK and start + (length or HOLDER_RANGE + 1) > HOLDER_RANGE:
             me.parent.believes = False
         return function(fd, command, argument)
@@ -397,6 +404,8 @@ class World:
         me.believes = me.published = False
         self.records = {(pid, where) for pid, where in self.records if pid != me.who.pid}
         kept = {hold.fd for hold in me.holds} if me.orphan else set()
+        if me.mutex is not None and not self.wedge:
+            fcntl.fcntl(me.mutex, fcntl.F_OFD_SETLK, FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 1, 0))
         for fd in [fd for fd, owners in self.owners.items() if me in owners]:
             if fd in kept:
                 self.owners[fd].add("a descendant")
@@ -444,8 +453,7 @@ class World:
                         self.step(contender)
             self.conclude()
         except Violation as error:
-            lines = [" ".join(map(repr, entry)) for entry in self.trace]
-            raise Violation("\n".join([str(error), *lines])) from error
+            raise Violation("\n".join([str(error), *map(told, self.trace[-150:])])) from error
         finally:
             self.clear()
 
@@ -457,7 +465,7 @@ class World:
         if self.steps > LONGEST:
             raise Violation(f"nobody gets on: after {LONGEST} system calls some still try")
         if contender.dies is not None and contender.calls >= contender.dies:
-            self.trace.append((contender.who.pid, "killed"))
+            self.trace.append([contender.who.pid, "killed", (), None])
             self.end(contender)
         self.hand_over(contender)
         if contender.error:
@@ -548,6 +556,17 @@ class World:
             os.close(fd)
         for path in self.directory.iterdir():
             path.unlink()
+
+
+def told(entry: list[Any]) -> str:
+    """Return one line of the trace: who called what, and what came of it."""
+    pid, name, args, result = entry
+    flat = [FLOCK.unpack(arg) if isinstance(arg, bytes) and len(arg) == FLOCK.size else arg for arg in args]
+    if isinstance(result, os.stat_result):
+        result = result.st_ino
+    elif isinstance(result, bytes) and len(result) == FLOCK.size:
+        result = FLOCK.unpack(result)
+    return f"{pid:>6} {name}({', '.join(map(repr, flat))}) = {result!r}"
 
 
 def inode(fd: int) -> tuple[int, int]:
