@@ -1,0 +1,516 @@
+"""PidFile from outside: what it holds, what it refuses, what it tells."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tarfile
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import harness
+import lockfile
+import pytest
+from harness import ended, eventually, pid_in, run
+from lockfile.pidlockfile import PIDLockFile
+
+from daemonkit import AlreadyRunningError, PidFile
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can change the user or the root directory")
+CONTENDED = int(os.environ.get("DAEMONKIT_CONTENDED", "60"))
+DEAD = 4194303  # the highest pid there can be: nobody's here
+
+
+@pytest.fixture
+def sleeper() -> Iterator[int]:
+    """Return the pid of a living stranger."""
+    with subprocess.Popen(["sleep", "600"]) as process:
+        yield process.pid
+        process.kill()
+
+
+def _holder(directory: Path, body: str = "wait()") -> int:
+    """Start a program that holds `pid`; return its pid once it does."""
+    program = harness.write(directory, f"lock = daemonkit.PidFile('pid')\nlock.acquire()\nreport('holding')\n{body}")
+    (directory / "holding").unlink(missing_ok=True)
+    started = subprocess.Popen([sys.executable, str(program)], cwd=directory)
+    started.returncode = 0  # reaped below by number: Popen need not care
+    eventually((directory / "holding").exists)
+    return started.pid
+
+
+def test_it_is_a_pid_lock_file_with_its_methods_and_errors(tmp_path: Path) -> None:
+    lock = PidFile(tmp_path / "pid")
+    assert isinstance(lock, PIDLockFile)
+    with lock as entered:
+        assert entered is lock and lock.is_locked() and lock.i_am_locking() and lock.read_pid() == os.getpid()
+        with pytest.raises(lockfile.AlreadyLocked):
+            PidFile(tmp_path / "pid").acquire()
+        with pytest.raises(lockfile.LockTimeout):
+            PidFile(tmp_path / "pid", timeout=0.05).acquire()
+        with pytest.raises(AlreadyRunningError):
+            PidFile(tmp_path / "pid", timeout=-1).acquire()
+    assert not lock.is_locked() and not lock.i_am_locking() and lock.read_pid() is None
+    with pytest.raises(lockfile.NotLocked):
+        lock.release()
+
+
+def test_the_file_has_the_pid_a_newline_and_mode_0644_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        with PidFile(tmp_path / "pid"):
+            assert (tmp_path / "pid").read_text() == f"{os.getpid()}\n"
+            assert (tmp_path / "pid").stat().st_mode & 0o7777 == 0o644
+    finally:
+        os.umask(before)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "content", ["", "rubbish\n", f"{DEAD}\n", "0\n", "-1\n", "9" * 30, "99999999\n", "\0\0\0\n", "12 34\n"]
+)
+def test_a_file_that_names_nobody_is_free(tmp_path: Path, content: str) -> None:
+    (tmp_path / "pid").write_text(content)
+    lock = PidFile(tmp_path / "pid")
+    assert lock.read_pid() is None and not lock.is_locked()
+    assert (tmp_path / "pid").read_text() == content  # looking changed nothing
+    with lock:
+        assert pid_in(tmp_path / "pid") == os.getpid()
+
+
+def test_a_killed_holder_leaves_a_dead_number_and_no_obstacle(tmp_path: Path) -> None:
+    holder = _holder(tmp_path)
+    assert PidFile(tmp_path / "pid").read_pid() == holder
+    with pytest.raises(AlreadyRunningError) as caught:
+        PidFile(tmp_path / "pid").acquire()
+    assert (caught.value.pid, caught.value.path) == (holder, str(tmp_path / "pid"))
+    os.kill(holder, signal.SIGKILL)
+    assert ended(holder) == -9
+    assert pid_in(tmp_path / "pid") == holder
+    with PidFile(tmp_path / "pid") as lock:
+        assert lock.read_pid() == os.getpid()
+
+
+@pytest.mark.parametrize("left", ["exec", "fork"])
+def test_a_descendant_that_keeps_the_lock_open_does_not_keep_it_held(tmp_path: Path, left: str) -> None:
+    keep = {
+        "exec": "import subprocess; h = lock._hold; child = subprocess.Popen(['sleep', '600'], pass_fds=[h.fd]).pid",
+        "fork": "import ctypes; child = ctypes.PyDLL(None).fork()\nif child == 0: os.execvp('sleep', ['sleep', '600'])",
+    }[left]
+    inheritable = "os.set_inheritable(lock._hold.fd, True)\n"
+    holder = _holder(tmp_path, f"{inheritable}{keep}\nreport(child=child)\nwait()")
+    child = harness.reported(tmp_path)["child"]
+    inode = (tmp_path / "pid").stat().st_ino
+    os.kill(holder, signal.SIGKILL)
+    ended(holder)
+    assert any(line.split()[5].endswith(f":{inode}") for line in Path("/proc/locks").read_text().splitlines())
+    lock = PidFile(tmp_path / "pid")
+    assert lock.read_pid() is None
+    with lock:
+        assert pid_in(tmp_path / "pid") == os.getpid() == PidFile(tmp_path / "pid").read_pid()
+    os.kill(child, signal.SIGKILL)
+    ended(child)
+
+
+def test_text_edited_by_hand_deceives_nobody(tmp_path: Path, sleeper: int) -> None:
+    holder = _holder(tmp_path)
+    for text in (f"{sleeper}\n", "", "rubbish"):
+        (tmp_path / "pid").write_text(text)
+        assert PidFile(tmp_path / "pid").read_pid() == holder
+        with pytest.raises(AlreadyRunningError) as caught:
+            PidFile(tmp_path / "pid").acquire()
+        assert caught.value.pid == holder
+    os.kill(holder, signal.SIGKILL)
+    ended(holder)
+
+
+def test_another_tools_living_process_counts_as_holder_and_a_recycled_number_does_not(
+    tmp_path: Path, sleeper: int
+) -> None:
+    path = tmp_path / "pid"
+    path.write_text(f"{sleeper}\n")
+    lock = PidFile(path)
+    assert lock.is_locked() and lock.read_pid() == sleeper
+    with pytest.raises(AlreadyRunningError, match="another tool's process, it seems") as caught:
+        lock.acquire()
+    assert caught.value.pid == sleeper
+    with pytest.raises(AlreadyRunningError):
+        lock.break_lock()
+    os.utime(path, (1, 1))  # written long before that process started: its number was given out again
+    assert not lock.is_locked()
+    with lock:
+        assert pid_in(path) == os.getpid()
+
+
+def test_a_pid_lock_file_of_this_process_is_respected(tmp_path: Path) -> None:
+    with PIDLockFile(str(tmp_path / "pid")), pytest.raises(AlreadyRunningError):
+        PidFile(tmp_path / "pid").acquire()
+
+
+@pytest.mark.parametrize("odd", ["link", "dangling", "directory", "fifo", "socket"])
+def test_links_and_odd_files_are_refused_and_left_alone(tmp_path: Path, odd: str) -> None:
+    path = tmp_path / odd
+    (tmp_path / "target").write_text("1\n")
+    with contextlib.ExitStack() as stack:
+        match odd:
+            case "link":
+                path.symlink_to(tmp_path / "target")
+            case "dangling":
+                path.symlink_to(tmp_path / "nowhere")
+            case "directory":
+                path.mkdir()
+            case "fifo":
+                os.mkfifo(path)
+            case "socket":
+                stack.enter_context(socket.socket(socket.AF_UNIX)).bind(str(path))
+        before = sorted(os.listdir(tmp_path))
+        for call in (PidFile(path).acquire, PidFile(path).read_pid, PidFile(path).is_locked, PidFile(path).break_lock):
+            with pytest.raises(OSError, match=odd) as caught:
+                call()
+            assert caught.value.filename == str(path)
+    assert sorted(os.listdir(tmp_path)) == before
+    assert (tmp_path / "target").read_text() == "1\n"
+
+
+def test_a_missing_directory_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        PidFile(tmp_path / "missing" / "pid").acquire()
+    assert caught.value.filename == str(tmp_path / "missing" / "pid")
+    assert PidFile(tmp_path / "missing" / "pid").read_pid() is None
+
+
+def test_a_bad_timeout_is_refused(tmp_path: Path) -> None:
+    for timeout in ("1", True, object()):
+        with pytest.raises(TypeError, match="timeout"):
+            PidFile(tmp_path / "pid", timeout=timeout)  # type: ignore[arg-type]
+
+
+def test_break_lock(tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    PidFile(path).break_lock()
+    path.write_text(f"{DEAD}\n")
+    PidFile(path).break_lock()
+    assert not path.exists()
+    lock = PidFile(path)
+    lock.acquire()
+    PidFile(path).break_lock()
+    assert not path.exists()
+    with pytest.raises(lockfile.NotLocked):
+        lock.release()
+    holder = _holder(tmp_path)
+    with pytest.raises(AlreadyRunningError):
+        PidFile(path).break_lock()
+    assert pid_in(path) == holder
+    os.kill(holder, signal.SIGKILL)
+    ended(holder)
+
+
+def test_a_forked_child_can_not_release_and_leaves_a_with_block_silently(tmp_path: Path) -> None:
+    done = run(
+        tmp_path,
+        """
+        import lockfile
+        with daemonkit.PidFile("pid") as lock:
+            child = os.fork()
+            if child == 0:
+                try:
+                    lock.release()
+                except lockfile.NotMyLock:
+                    print("not mine", lock.i_am_locking(), lock.read_pid() == os.getppid(), flush=True)
+                sys.exit(0)
+            print("child", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), open("pid").read() == f"{os.getpid()}\\n", flush=True)
+    """,
+    )
+    assert (done.stdout, done.stderr) == ("not mine False True\nchild 0 True\n", "")
+
+
+def test_a_file_removed_by_hand_is_no_reason_to_fail_at_the_end(tmp_path: Path) -> None:
+    first, second = PidFile(tmp_path / "pid"), PidFile(tmp_path / "pid")
+    first.acquire()
+    (tmp_path / "pid").unlink()
+    assert not first.i_am_locking() and not first.is_locked()
+    with second:
+        first.release()
+        assert pid_in(tmp_path / "pid") == os.getpid()  # the second one's file is left alone
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_waiting_ends_when_the_holder_does(tmp_path: Path, end: int) -> None:
+    holder = _holder(tmp_path, "signal.signal(signal.SIGTERM, lambda *_: (lock.release(), report('released')))\nwait()")
+    taken: list[int | None] = []
+
+    def take() -> None:
+        with PidFile(tmp_path / "pid", timeout=None) as lock:
+            taken.append(lock.read_pid())
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    os.kill(holder, end)
+    thread.join(harness.PATIENCE)
+    assert taken == [os.getpid()]
+    os.kill(holder, signal.SIGKILL)
+    ended(holder)
+
+
+@root_only
+def test_a_read_lock_of_a_user_who_may_only_read_confuses_nobody(tmp_path: Path) -> None:
+    holder = _holder(tmp_path)
+    with (tmp_path / "pid").open() as file:
+        import fcntl
+
+        ask = PidFile(tmp_path / "pid")
+        fcntl.fcntl(file, fcntl.F_OFD_SETLK, __import__("struct").pack("hhqqi", fcntl.F_RDLCK, 0, 1, holder - 1, 0))
+        assert ask.read_pid() == holder
+    os.kill(holder, signal.SIGKILL)
+    ended(holder)
+
+
+def test_file_systems_without_unnamed_files_leave_no_debris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inject the fault: no such file system is at hand."""
+    real = os.open
+
+    def no_tmpfile(path: str, flags: int, *args: int, **options: int) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(95, "Operation not supported")
+        return real(path, flags, *args, **options)
+
+    monkeypatch.setattr("daemonkit._pidfile.os.open", no_tmpfile)
+    (tmp_path / "pid").write_text(f"{DEAD}\n")
+    with PidFile(tmp_path / "pid") as lock:
+        assert os.listdir(tmp_path) == ["pid"] and lock.read_pid() == os.getpid()
+        with pytest.raises(AlreadyRunningError):
+            PidFile(tmp_path / "pid").acquire()
+    assert os.listdir(tmp_path) == []
+
+
+@root_only
+def test_where_the_directory_is_not_writable_any_more_the_file_is_emptied(tmp_path: Path) -> None:
+    for parent in [tmp_path, *tmp_path.parents][:3]:
+        parent.chmod(0o755)
+    done = run(
+        tmp_path,
+        """
+        with daemonkit.PidFile("pid") as lock:
+            os.setresuid(65534, 65534, 65534)
+        print(repr(open("pid").read()), lock.read_pid())
+    """,
+    )
+    assert done.stdout == "'' None\n", done.stderr
+    with PidFile(tmp_path / "pid"):
+        assert pid_in(tmp_path / "pid") == os.getpid()
+
+
+@root_only
+def test_a_chroot_in_between_changes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "jail").mkdir()
+    done = run(
+        tmp_path,
+        """
+        with daemonkit.PidFile("pid") as lock:
+            os.chroot("jail"); os.chdir("/")
+            print(lock.i_am_locking())
+    """,
+    )
+    assert done.stdout == "True\n", done.stderr
+    assert not (tmp_path / "pid").exists()
+
+
+@root_only
+@pytest.mark.skipif(not shutil.which("unshare"), reason="a PID namespace takes unshare(1)")
+def test_a_hand_over_between_numbers_of_different_lengths(tmp_path: Path) -> None:
+    """From 99 to 101 and back from 300 to 7: a reader of the raw file never sees anything else."""
+    done = run(
+        tmp_path,
+        """
+        def fork_as(number):
+            with open("/proc/sys/kernel/ns_last_pid", "w") as last: last.write(str(number - 1))
+            return os.fork()
+        from daemonkit import _pidfile
+        seen = set()
+        for caller, heir in ((99, 1001), (3000, 70)):
+            child = fork_as(caller)
+            if child == 0:
+                lock = daemonkit.PidFile(f"pid{caller}"); lock.acquire()
+                with _pidfile.inherited():
+                    daemon = fork_as(heir)
+                if daemon == 0:
+                    _pidfile.adopt()
+                    text = open(f"pid{caller}").read()
+                    os.write(1, f"{caller} {os.getpid()} {text!r} {daemonkit.PidFile(f'pid{caller}').read_pid()}\\n".encode())
+                    os._exit(0)
+                os.waitpid(daemon, 0)
+                os._exit(0)
+            os.waitpid(child, 0)
+    """,
+        wrapper=("unshare", "--pid", "--fork", "--mount-proc", "--kill-child"),
+    )
+    assert done.stdout == "99 1001 '1001\\n' 1001\n3000 70 '70\\n' 70\n", done.stderr
+
+
+# --- contention -----------------------------------------------------------------------------------------------------
+
+CONTENDER = """
+    import random
+    os.read(0, 1)
+    try:
+        lock = daemonkit.PidFile("pid")
+        lock.acquire()
+    except daemonkit.AlreadyRunningError as error:
+        os.write(1, f"lost {os.getpid()} {error.pid}\\n".encode())
+    else:
+        os.write(1, f"won {os.getpid()}\\n".encode())
+        wait()
+"""
+
+
+def test_of_any_number_of_starters_one_wins_and_no_reader_sees_a_wrong_file(tmp_path: Path) -> None:
+    """Rounds of four starters over the stale file of the last winner, which was killed; a reader hammers the file."""
+    program = harness.write(tmp_path, CONTENDER)
+    readings: set[bytes] = set()
+    done = threading.Event()
+
+    def hammer() -> None:
+        while not done.is_set():
+            with contextlib.suppress(FileNotFoundError):
+                fd = os.open(tmp_path / "pid", os.O_RDONLY)
+                readings.add(os.read(fd, 100))
+                os.close(fd)
+
+    reader = threading.Thread(target=hammer)
+    reader.start()
+    winners: list[int] = []
+    try:
+        winners.extend(_one_round(tmp_path, program) for _ in range(CONTENDED // 4))
+    finally:
+        done.set()
+        reader.join()
+    assert readings <= {b"%d\n" % pid for pid in winners}
+    assert len(winners) == CONTENDED // 4
+    assert sorted(os.listdir(tmp_path)) == ["pid", "program.py"]
+
+
+def _one_round(directory: Path, program: Path) -> int:
+    starters = [
+        subprocess.Popen(
+            [sys.executable, program], cwd=directory, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(4)
+    ]
+    for starter in starters:
+        assert starter.stdin
+        starter.stdin.write("x")
+        starter.stdin.flush()
+    said = [starter.stdout.readline().split() for starter in starters if starter.stdout]
+    (winner,) = [int(words[1]) for words in said if words[0] == "won"]
+    assert [int(words[2]) for words in said if words[0] == "lost"] == [winner] * 3
+    assert pid_in(directory / "pid") == winner
+    os.kill(winner, signal.SIGKILL)
+    for starter in starters:
+        starter.communicate()
+    return winner
+
+
+def test_holders_that_die_while_others_start(tmp_path: Path) -> None:
+    """Churn: starters come and are killed at random; nobody ever holds beside another, and the last start works."""
+    program = harness.write(
+        tmp_path,
+        """
+        import fcntl
+        lock = daemonkit.PidFile("pid", timeout=5)
+        lock.acquire()
+        alone = os.open("alone", os.O_RDWR | os.O_CREAT)
+        fcntl.flock(alone, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails if there are two
+        os.write(1, b"held\\n")
+        time.sleep(0.01)
+        fcntl.flock(alone, fcntl.LOCK_UN)
+        lock.release()
+    """,
+    )
+    chance = random.Random(4)
+    for _ in range(CONTENDED // 6):
+        churn = [
+            subprocess.Popen(
+                [sys.executable, program], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            )
+            for _ in range(4)
+        ]
+        with contextlib.suppress(TimeoutError, subprocess.TimeoutExpired):
+            churn[0].wait(chance.uniform(0.05, 0.2))
+        churn[1].kill()
+        for process in churn:
+            _, err = process.communicate(timeout=harness.PATIENCE)
+            assert process.returncode in {0, -9}, err
+    with PidFile(tmp_path / "pid"):
+        assert sorted(os.listdir(tmp_path)) == ["alone", "pid", "program.py"]
+
+
+# --- lockfile's own compliance tests ------------------------------------------------------------------------------
+
+
+def _compliance_module(directory: Path) -> object:
+    """Fetch lockfile's source distribution and load its compliance tests; they are not in the wheel."""
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "-q",
+        "--no-deps",
+        "--no-binary",
+        ":all:",
+        "--no-build-isolation",
+    ]
+    done = subprocess.run([*command, "-d", directory, "lockfile==0.12.2"], capture_output=True, text=True, check=False)
+    archives = list(directory.glob("lockfile-*.tar.gz"))
+    if not archives:
+        pytest.skip(f"lockfile's source distribution can't be fetched: {done.stderr.strip()[-200:]}")
+    with tarfile.open(archives[0]) as archive:
+        member = archive.extractfile("lockfile-0.12.2/test/compliancetest.py")
+        assert member
+        (directory / "compliancetest.py").write_bytes(member.read())
+    spec = importlib.util.spec_from_file_location("compliancetest", directory / "compliancetest.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.filterwarnings("ignore:setDaemon:DeprecationWarning")
+def test_lockfiles_own_compliance_tests_pass_wherever_they_pass_for_pid_lock_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = _compliance_module(tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def passed(kind: type) -> dict[str, str]:
+        results = {}
+        for name in sorted(dir(module.ComplianceTest)):  # type: ignore[attr-defined]
+            if not name.startswith("test_"):
+                continue
+            case = module.ComplianceTest()  # type: ignore[attr-defined]
+            case.class_to_test = kind
+            case.setup()
+            try:
+                getattr(case, name)()
+                results[name] = "passed"
+            except Exception as error:
+                results[name] = repr(error)
+            finally:
+                case.teardown()
+        return results
+
+    theirs, ours = passed(PIDLockFile), passed(PidFile)
+    assert [name for name, result in theirs.items() if result == "passed"]
+    assert {name: ours[name] for name, result in theirs.items() if result == "passed" and ours[name] != "passed"} == {}
