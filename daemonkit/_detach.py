@@ -11,7 +11,6 @@ import contextlib
 import errno
 import grp
 import logging
-import math
 import os
 import pwd
 import signal
@@ -28,7 +27,7 @@ from typing import TYPE_CHECKING, Final, Literal, NoReturn, Self, TypeVar, cast
 from daemon import daemon as _base
 from daemon.daemon import DaemonContext
 
-from daemonkit import _fork, _notify, _pidfile, _stdio
+from daemonkit import _fork, _notify, _pidfile, _process, _stdio
 from daemonkit._constants import STDOUT
 from daemonkit._pidfile import PidFile
 
@@ -66,7 +65,7 @@ class _Plan:
     umask: int
     directory: str
     chroot: str | None
-    handlers: dict[signal.Signals, Callable[[int, FrameType | None], object] | int]
+    handlers: dict[int, Callable[[int, FrameType | None], object] | int]
     sources: tuple[Source | None, ...]
     keep: frozenset[int]
     notify: socket.socket | None
@@ -118,7 +117,7 @@ class DetachedContext(DaemonContext):
         initgroups: bool = True,
         prevent_core: bool = True,
         close_fds: Literal["inherited", "all"] = "inherited",
-        files_preserve: Iterable[int | HasFileno] | None = None,
+        files_preserve: Iterable[int | HasFileno | None] | None = None,
         detach_process: bool | None = None,
         wait_ready: bool = False,
         start_timeout: float | None = None,
@@ -158,7 +157,8 @@ class DetachedContext(DaemonContext):
         self._started = False
         self._reporter: _fork.Reporter | None = None
         self._notify: socket.socket | None = None
-        self._logs: dict[int, str] = {}
+        self._logs: dict[int, str | None] = {}
+        self._umask = 0o022
         _check(self)
 
     def __enter__(self) -> Self:
@@ -176,11 +176,13 @@ class DetachedContext(DaemonContext):
         if not self.is_open or os.getpid() != self.pid:
             return  # a child that the body forked ends as it likes
         crash = None if isinstance(exc_value, self._quiet()) else exc_value
-        if crash:
-            _log_crash(crash)
-        self.close()
-        if not self._started:
-            self._fail_start(exc_value)
+        try:
+            if crash:
+                _log_crash(crash)
+        finally:
+            self.close()
+            if not self._started:
+                self._fail_start(exc_value)
         if crash:
             raise SystemExit(1) from crash
 
@@ -195,8 +197,8 @@ class DetachedContext(DaemonContext):
         if self.is_open:
             return
         _check(self)
-        with contextlib.ExitStack() as undo:
-            plan = self._prepare(undo)
+        with contextlib.ExitStack() as always, contextlib.ExitStack() as undo:
+            plan = self._prepare(always, undo)
             if self.detach_process:
                 self._reporter = _fork.detach(self.start_timeout)
                 undo.pop_all()  # from here on this is the daemon; to undo is the caller's
@@ -243,7 +245,10 @@ class DetachedContext(DaemonContext):
         """
         try:
             for fd, path in self._logs.items():
-                _stdio.reopen(fd, path)
+                if path is None:
+                    text = "outside the new root directory, so it can't be opened anew"
+                    raise FileNotFoundError(errno.ENOENT, text, str(getattr(self, _stdio.NAMES[fd])))
+                _stdio.reopen(fd, path, self._umask)
         except OSError as error:
             if signal_number is None:
                 raise
@@ -254,21 +259,23 @@ class DetachedContext(DaemonContext):
 
     # --- in the caller --------------------------------------------------------------------------------------------
 
-    def _prepare(self, undo: contextlib.ExitStack) -> _Plan:
+    def _prepare(self, always: contextlib.ExitStack, undo: contextlib.ExitStack) -> _Plan:
         """Settle all that can be refused; `undo` takes back what was done if anything is, or if the start fails."""
         self._refuse_odd_callers()
         owner = _owner_of(self.uid, self.gid, initgroups=self.initgroups)
         chroot, directory = _directories(self.chroot_directory, self.working_directory)
         umask = _current_umask() | 0o022 if self.umask is None else self.umask
         handlers = {_signal(key): self._handler(action) for key, action in self.signal_map.items()}
-        preserved = {_stdio.descriptor_of("files_preserve", item) for item in self.files_preserve or ()}
+        preserved = {
+            _stdio.descriptor_of("files_preserve", item) for item in self.files_preserve or () if item is not None
+        }
         _stdio.fill_closed(undo)
         notify = None if self.detach_process else _notify.connect()
         if notify:
             undo.callback(notify.close)
         if isinstance(self.pidfile, PidFile):
             undo.enter_context(self.pidfile)
-        sources = self._open_sources(umask, owner, undo)
+        sources = self._open_sources(umask, owner, always, undo)
         self._logs = {
             fd: _inside(source.path, chroot) for fd, source in enumerate(sources) if fd and source and source.path
         }
@@ -309,7 +316,9 @@ class DetachedContext(DaemonContext):
             case _:
                 return action
 
-    def _open_sources(self, umask: int, owner: _Owner, undo: contextlib.ExitStack) -> tuple[Source | None, ...]:
+    def _open_sources(
+        self, umask: int, owner: _Owner, always: contextlib.ExitStack, undo: contextlib.ExitStack
+    ) -> tuple[Source | None, ...]:
         """Open what 0, 1 and 2 become. In the foreground stdout and stderr stay unless they are given."""
         sources: list[Source | None] = []
         for name in _stdio.NAMES:
@@ -321,7 +330,7 @@ class DetachedContext(DaemonContext):
                 value = sources[1].fd if sources[1] else 1
             source = _stdio.open_source(name, value, umask)
             sources.append(source)
-            undo.callback(os.close, source.fd)
+            always.callback(os.close, source.fd)
             if source.created:
                 undo.callback(_stdio.remove_if_empty, source)
                 if owner.groups is not None:
@@ -345,7 +354,7 @@ class DetachedContext(DaemonContext):
         _base.change_file_creation_mask(plan.umask)
         _base.change_working_directory(plan.directory)
         _change_owner(plan.owner)
-        self.uid, self.gid = plan.owner.uid, plan.owner.gid
+        self.uid, self.gid, self._umask = plan.owner.uid, plan.owner.gid, plan.umask
         _stdio.redirect(plan.sources)
         _stdio.rebind()
         _base.set_signal_handlers(plan.handlers)
@@ -388,7 +397,7 @@ class DetachedContext(DaemonContext):
                 self.close()
             elif isinstance(self.pidfile, PidFile):
                 self.pidfile.__exit__()
-        text = cause if error is None else "".join(traceback.format_exception(error))
+        text = "" if error is None else "".join(traceback.format_exception(error))
         self._reporter.failed(text, _exit_status(error))
 
 
@@ -411,7 +420,9 @@ def must_stay() -> bool:
 def _has_terminal() -> bool:
     try:
         fd = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
-    except OSError:
+    except OSError as error:
+        if error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM}:
+            raise  # that says nothing about a terminal
         return False
     os.close(fd)
     return True
@@ -424,22 +435,32 @@ def _check(context: DetachedContext) -> None:
     for name in ("initgroups", "prevent_core", "wait_ready", "detach_process"):
         if not isinstance(getattr(context, name), bool):
             raise TypeError(f"{name}: True or False, not {getattr(context, name)!r}")
-    for name in ("working_directory", "chroot_directory"):
-        value = getattr(context, name)
-        if not isinstance(value, (str, bytes, os.PathLike)) and not (value is None and name == "chroot_directory"):
-            raise TypeError(f"{name}: a path, not {value!r}")
-    _check_number("umask", context.umask, 0o777)
-    _check_timeout(context.start_timeout)
     if context.close_fds not in ("inherited", "all"):
         raise ValueError(f'close_fds: "inherited" or "all", not {context.close_fds!r}')
+    for item in context.files_preserve or ():
+        if item is not None:
+            _stdio.descriptor_of("files_preserve", item)
+    _check_number("umask", context.umask, 0o777)
+    _process.check_seconds("start_timeout", context.start_timeout)
+    if context.start_timeout is not None and context.start_timeout <= 0:
+        raise ValueError(f"start_timeout: more than 0 seconds, or None, not {context.start_timeout!r}")
+    _check_paths(context)
+    _check_signals(context)
+    _owner_of(context.uid, context.gid, initgroups=context.initgroups)
+
+
+def _check_paths(context: DetachedContext) -> None:
+    for name in ("working_directory", "chroot_directory"):
+        value = getattr(context, name)
+        if value is None and name == "chroot_directory":
+            continue
+        if not isinstance(value, (str, bytes, os.PathLike)):
+            raise TypeError(f"{name}: a path, not {value!r}")
+        _stdio.check_path(name, value)
     if isinstance(context.pidfile, (str, bytes, os.PathLike)):
         context.pidfile = PidFile(os.fsdecode(context.pidfile))  # assigned since
     if context.pidfile is not None and not isinstance(context.pidfile, AbstractContextManager):
         raise TypeError(f"pidfile: a path, a PidFile or another context manager, not {context.pidfile!r}")
-    _owner_of(context.uid, context.gid, initgroups=context.initgroups)
-    _check_signals(context)
-    for item in context.files_preserve or ():
-        _stdio.descriptor_of("files_preserve", item)
 
 
 def _check_number(name: str, value: object, highest: int) -> None:
@@ -452,39 +473,28 @@ def _check_number(name: str, value: object, highest: int) -> None:
         raise ValueError(text)
 
 
-def _check_timeout(value: object) -> None:
-    text = f"start_timeout: seconds, more than 0, or None, not {value!r}"
-    if value is None:
-        return
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise TypeError(text)
-    if math.isnan(value) or value <= 0:
-        raise ValueError(text)
-
-
 def _check_signals(context: DetachedContext) -> None:
     if not isinstance(context.signal_map, Mapping):
         raise TypeError(f"signal_map: a mapping of signals to actions, not {context.signal_map!r}")
     for key, action in context.signal_map.items():
         number = _signal(key)
         if number in (signal.SIGKILL, signal.SIGSTOP):
-            raise ValueError(f"signal_map: {number.name} can be neither handled nor ignored")
+            raise ValueError(f"signal_map: {key!r} can be neither handled nor ignored")
         if isinstance(action, str):
             if not callable(getattr(context, action, None)):
                 raise ValueError(f'signal_map: no method {action!r} here; "terminate" and "reopen" are')  # noqa: TRY004
         elif not (action is None or callable(action) or action in (signal.SIG_DFL, signal.SIG_IGN)):
-            raise TypeError(f"signal_map: None, a method's name or a handler for {number.name}, not {action!r}")
+            raise TypeError(f"signal_map: None, a method's name or a handler for {key!r}, not {action!r}")
 
 
-def _signal(key: object) -> signal.Signals:
-    try:
-        if isinstance(key, str):
-            return signal.Signals[key]
-        if isinstance(key, int) and not isinstance(key, bool):
-            return signal.Signals(key)
-    except (KeyError, ValueError):
-        raise ValueError(f'signal_map: no signal {key!r} here; use signal.SIGHUP or "SIGHUP"') from None
-    raise TypeError(f'signal_map: keys are signals or their names, as "SIGHUP", not {key!r}')
+def _signal(key: object) -> int:
+    if isinstance(key, str) and key in signal.Signals.__members__:
+        return signal.Signals[key]
+    if isinstance(key, bool) or not isinstance(key, (int, str)):
+        raise TypeError(f'signal_map: keys are signals or their names, as "SIGHUP", not {key!r}')
+    if key not in signal.valid_signals():  # real-time signals are there too, which have no names
+        raise ValueError(f'signal_map: no signal {key!r} here; use signal.SIGHUP or "SIGHUP"')
+    return int(key)
 
 
 def _has_running_loop(asyncio: ModuleType) -> bool:
@@ -506,10 +516,10 @@ def _owner_of(uid: int | str | None, gid: int | str | None, *, initgroups: bool)
     changes = uid is not None and {number} != {os.getuid(), os.geteuid()}
     if gid is not None:
         group_number = group.gr_gid if group else cast("int", gid)
-    elif not changes:
-        group_number = os.getgid()
     elif user:
         group_number = user.pw_gid
+    elif not changes:
+        group_number = os.getgid()
     else:
         raise LookupError(f"uid: {uid!r} has no entry in the user database, so no group of its own; give gid too")
     groups = None
@@ -587,9 +597,12 @@ def _enterable(directory: str) -> None:
         raise OSError(error.errno, os.strerror(error.errno or 0), directory) from None
 
 
-def _inside(path: str, root: str | None) -> str:
-    """Return the path by which a log is found again after the chroot, if it is in there at all."""
-    return path[len(root.rstrip("/")) :] if root and path.startswith(root.rstrip("/") + "/") else path
+def _inside(path: str, root: str | None) -> str | None:
+    """Return the path by which a log is found again after the chroot, None if it is not in there."""
+    if root is None:
+        return path
+    prefix = root.rstrip("/") + "/"
+    return path[len(prefix) - 1 :] if path.startswith(prefix) else None
 
 
 def _current_umask() -> int:
@@ -637,7 +650,7 @@ def _log_crash(error: BaseException) -> None:
 
 def _on_stderr() -> bool:
     """Tell whether a critical record reached the file that is descriptor 2, whichever handler took it there."""
-    if not _logger.isEnabledFor(logging.CRITICAL):
+    if not _logger.isEnabledFor(logging.CRITICAL) or _logger.filters:
         return False
     if not _logger.hasHandlers():
         return logging.lastResort is not None
@@ -652,6 +665,7 @@ def _on_stderr() -> bool:
 def _writes_stderr(handler: logging.Handler) -> bool:
     stream = getattr(handler, "stream", None)
     try:
-        return stream is not None and os.path.sameopenfile(stream.fileno(), 2)
+        takes_it = handler.level <= logging.CRITICAL and not handler.filters
+        return takes_it and stream is not None and os.path.sameopenfile(stream.fileno(), 2)
     except (AttributeError, OSError, ValueError):
         return False

@@ -73,11 +73,12 @@ def detach(timeout: float | None) -> Reporter:  # noqa: RET503 - _await does not
     The caller exits with status 0 once the daemon counts as started, or raises: StartError, StartTimeoutError
     after `timeout` seconds, or whatever interrupts it; by then the daemon has ended.
     """
-    ours, theirs = socket.socketpair()
+    ours, theirs = _socketpair()
     with ours, theirs:
-        # Until each process has its handlers: a Ctrl-C must find the caller waiting, a hang-up nobody.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         try:
+            # Until each process has its handlers: a Ctrl-C must find the caller waiting, a hang-up nobody.
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
             middle = _fork()
         except BaseException:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -89,11 +90,23 @@ def detach(timeout: float | None) -> Reporter:  # noqa: RET503 - _await does not
         _await(ours, middle, timeout, mask)
 
 
+def _socketpair() -> tuple[socket.socket, socket.socket]:
+    try:
+        return socket.socketpair()
+    except OSError as error:
+        text = f"{error.strerror}: no descriptor for the daemon's report; close some, or raise the limit (ulimit -n)"
+        raise OSError(error.errno, text) from error
+
+
 def _fork() -> int:
     with warnings.catch_warnings(), _pidfile.inherited():
         # 3.12 warns where threads live. detached() has warned already, and named them.
         warnings.simplefilter("ignore", DeprecationWarning)
-        return os.fork()  # noqa: TID251 - the one place
+        try:
+            return os.fork()  # noqa: TID251 - the one place
+        except OSError as error:
+            text = f"{error.strerror}: no process for the daemon; end some, or raise the limit (ulimit -u)"
+            raise OSError(error.errno, text) from error
 
 
 def _wait(ends: Iterable[int | socket.socket], deadline: float | None) -> set[int]:
@@ -113,51 +126,56 @@ def _wait(ends: Iterable[int | socket.socket], deadline: float | None) -> set[in
 
 def _await(middle_end: socket.socket, middle: int, timeout: float | None, mask: Iterable[int]) -> NoReturn:
     """Wait for the verdict; end with status 0, or raise."""
+    said = bytearray()  # filled as it comes in, so that no exception can lose it
     try:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        verdict = _read_verdict(middle_end, timeout)
-    except BaseException:
-        # Ctrl-C, say. If the daemon was quicker it runs, and to say otherwise would be false.
-        if _call_off(middle_end, middle)[:1] == _STARTED:
-            os._exit(0)
-        raise
-    late = verdict is None
-    if verdict is None:
-        verdict = _call_off(middle_end, middle)
-    if verdict[:1] == _STARTED:
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(middle, 0)
-        os._exit(0)
-    if not late:
-        _clear(middle)
-    raise _start_error(verdict, timeout if late else None)
-
-
-def _read_verdict(middle_end: socket.socket, timeout: float | None) -> bytes | None:
-    """Return all that the middle process says until it ends; None if that takes too long."""
-    deadline = None if timeout is None else time.monotonic() + timeout
-    said = b""
-    while _wait([middle_end], deadline):
-        part = middle_end.recv(_BUFFER)
-        if not part:
-            return said
-        said += part
-    return None
-
-
-def _call_off(middle_end: socket.socket, middle: int) -> bytes:
-    """Have the daemon ended; return the verdict, which may still be that it started a moment ago."""
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    try:
-        with contextlib.suppress(OSError):
-            middle_end.sendall(_ABORT, socket.MSG_NOSIGNAL)
-        # The middle takes no longer than the grace; one that was stopped or killed does not answer at all.
-        verdict = _read_verdict(middle_end, 3 * _GRACE) or b""
-        if verdict[:1] != _STARTED:
-            _clear(middle)
-        return verdict
+        try:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            in_time = _read_verdict(middle_end, said, timeout)
+        except BaseException:
+            _settle(middle_end, middle, said, call_off=True)
+            raise
+        if said[:1] == _STARTED:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(middle, 0)
+        else:
+            _settle(middle_end, middle, said, call_off=not in_time)
+        raise _start_error(bytes(said), None if in_time else timeout)
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        # Whatever else goes on here, a Ctrl-C for one: the daemon runs, and to say otherwise would be false.
+        if said[:1] == _STARTED:
+            os._exit(0)
+
+
+def _read_verdict(middle_end: socket.socket, said: bytearray, timeout: float | None) -> bool:
+    """Add what the middle process says to `said`; return False if the verdict takes too long."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while said[:1] != _STARTED:
+        if not _wait([middle_end], deadline):
+            return False
+        try:
+            part = middle_end.recv(_BUFFER)
+        except ConnectionResetError:  # it ended without reading what it was told
+            return True
+        if not part:
+            return True
+        said += part
+    return True
+
+
+def _settle(middle_end: socket.socket, middle: int, said: bytearray, *, call_off: bool) -> None:
+    """Have the daemon ended, unless it turns out to have started a moment ago; clear up, uninterrupted."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        if call_off:
+            _say(middle_end, _ABORT)
+            # The middle takes no longer than the grace; one that was stopped or killed does not answer at all.
+            _read_verdict(middle_end, said, 3 * _GRACE)
+        if said[:1] != _STARTED:
+            _clear(middle)
+    finally:
+        if said[:1] != _STARTED:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _clear(middle: int) -> None:
@@ -205,12 +223,12 @@ def _lead(caller_end: socket.socket) -> Reporter:
     """Lead a new session and fork the daemon in it; return in the daemon alone."""
     try:
         os.setsid()
-        ours, theirs = socket.socketpair()
+        ours, theirs = _socketpair()
         # If SIGCHLD is ignored, the kernel reaps the daemon and its exit status is lost.
         before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         daemon = _fork()
     except BaseException:  # noqa: BLE001 - whatever it is, the caller is to learn it, and this process ends here
-        _say(caller_end, _FAILED + b"\n" + traceback.format_exc().encode())
+        _say(caller_end, _accident())
         os._exit(1)
     if daemon == 0:
         caller_end.close()
@@ -223,7 +241,7 @@ def _lead(caller_end: socket.socket) -> Reporter:
         verdict = _watch(caller_end, ours, daemon)
     except BaseException:  # noqa: BLE001 - as above
         os.kill(daemon, signal.SIGKILL)
-        verdict = _FAILED + b"\n" + traceback.format_exc().encode()
+        verdict = _accident()
     _say(caller_end, verdict)
     if verdict[:1] != _STARTED:
         os.killpg(0, signal.SIGKILL)  # what the body had started, and this process
@@ -258,6 +276,11 @@ def _watch(caller_end: socket.socket, daemon_end: socket.socket, daemon: int) ->
         elif not ready:
             os.kill(daemon, signal.SIGKILL)
             deadline = None
+
+
+def _accident() -> bytes:
+    """Return the verdict on a start that failed in this process; never raises, as nothing would catch it here."""
+    return _FAILED + b"\n" + traceback.format_exc().encode(errors="backslashreplace")
 
 
 def _say(end: socket.socket, message: bytes) -> None:

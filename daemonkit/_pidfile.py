@@ -68,10 +68,14 @@ def _locked_by(fd: int) -> Identity | None:
     return None if kind == fcntl.F_UNLCK else Identity.from_token(start)
 
 
-def _record_owner(fd: int) -> int:
-    """Return the pid whose record lock is on the file: certainly alive. 0 if there is none."""
-    kind, _, _, _, pid = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_GETLK, _ASK_RECORD))
-    return 0 if kind == fcntl.F_UNLCK or pid < 0 else pid
+def _record_of(fd: int) -> tuple[int, int] | None:
+    """Return the holder's record lock, as the byte it is on (its pid, by itself) and its pid as seen from here.
+
+    The process certainly lives; seen from another PID namespace its number is another, or 0. Locks that cover more
+    than one byte are somebody else's.
+    """
+    kind, _, start, length, pid = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_GETLK, _ASK_RECORD))
+    return None if kind == fcntl.F_UNLCK or length != 1 else (start, pid)
 
 
 def _set_record(fd: int, kind: int, pid: int) -> None:
@@ -124,8 +128,9 @@ def find_holder(path: str) -> Holder | None:
     except OSError as error:
         raise _explained(error, path) from error
     try:
-        if pid := _record_owner(fd):
-            return Holder(pid, None, ours=True)
+        record = _record_of(fd)
+        if record and record[0] == record[1]:
+            return Holder(record[1], None, ours=True)
         return _examine(fd, path)
     finally:
         os.close(fd)
@@ -138,6 +143,8 @@ def _examine(fd: int, path: str) -> Holder | None:
         number = errno.EISDIR if stat.S_ISDIR(info.st_mode) else errno.EINVAL
         raise OSError(number, "not a regular file, which a pidfile must be; give another path", path)
     if owner := _locked_by(fd):
+        if (record := _record_of(fd)) and record[0] == owner.pid:
+            return Holder(record[1] or owner.pid, None, ours=True)  # perhaps in another PID namespace
         return Holder(*owner, ours=True) if _process.is_alive(owner) else None
     pid = _parse(os.pread(fd, 64, 0))
     started = _process.start_of(pid) if pid else None
@@ -240,7 +247,7 @@ _adopting = threading.local()
 
 
 def _hold_of(path: str) -> Hold | None:
-    return next((hold for hold in _holds if hold.path == path), None) if _holds else None
+    return next((hold for hold in tuple(_holds) if hold.path == path), None)
 
 
 def _forget() -> None:
@@ -255,7 +262,7 @@ def inherited() -> Iterator[None]:
     """Let a fork in this block, by this thread, pass every lock on; the child calls `adopt`."""
     _adopting.now = True
     try:
-        for hold in _holds:
+        for hold in tuple(_holds):
             _set_record(hold.fd, fcntl.F_UNLCK, hold.owner.pid)  # it would go on naming the parent
         yield
     finally:
@@ -279,7 +286,7 @@ def take_back() -> None:
 
 def descriptors() -> set[int]:
     """Return the descriptors that the locks need."""
-    return {fd for hold in _holds for fd in (hold.fd, hold.directory)}
+    return {fd for hold in tuple(_holds) for fd in (hold.fd, hold.directory)}
 
 
 # --- PidFile ------------------------------------------------------------------------------------------------
@@ -311,8 +318,9 @@ class PidFile(PIDLockFile):
         self, path: str | bytes | os.PathLike[str], timeout: float | None = 0, *, threaded: bool = False
     ) -> None:
         """Name the file; nothing is opened yet. `threaded` is lockfile's, and without effect there too."""
-        if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, (int, float))):
-            raise TypeError(f"timeout: seconds or None, not {timeout!r}")
+        _process.check_seconds("timeout", timeout)
+        if not path or "\0" in os.fsdecode(path):
+            raise ValueError(f"pidfile: {path!r} is no path")
         super().__init__(os.path.abspath(os.fsdecode(path)), threaded, timeout)
         self._hold: Hold | None = None
 
@@ -413,6 +421,8 @@ def _hook_fork() -> None:
 def _publish(path: str) -> Hold | None:
     """Give `path` a new file, complete and locked; return None if the name is taken."""
     folder, name = os.path.split(path)
+    if not name:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
     me = _process.identity()
     fds = [os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)]
     try:

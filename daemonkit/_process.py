@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import time
@@ -80,6 +81,16 @@ def is_alive(who: Identity) -> bool:
 def wall_clock(started: int) -> float:
     """Turn clock ticks since boot into seconds since the epoch, by today's clock."""
     return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + started / _HZ
+
+
+def check_seconds(name: str, value: object) -> None:
+    """Refuse what is not a number of seconds or None: TypeError, ValueError."""
+    if value is None:
+        return
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{name}: seconds or None, not {value!r}")
+    if math.isnan(value) or (isinstance(value, int) and abs(value) >= 1 << 63):
+        raise ValueError(f"{name}: seconds or None, not {value!r}")
 
 
 def wait_for_end(pid: int | None, seconds: float) -> None:

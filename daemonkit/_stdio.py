@@ -50,9 +50,12 @@ class Source:
 
 def check(name: str, value: object) -> None:
     """Refuse what can't be a stream: TypeError, ValueError."""
-    if isinstance(value, (str, bytes, os.PathLike)) or value is None or value == DEVNULL:
+    if isinstance(value, (str, bytes, os.PathLike)):
+        check_path(name, value)
         return
-    if value == STDOUT and name == "stderr":
+    if value is None or (isinstance(value, int) and value == DEVNULL):
+        return
+    if isinstance(value, int) and value == STDOUT and name == "stderr":
         return
     fd = descriptor_of(name, value)
     try:
@@ -61,6 +64,12 @@ def check(name: str, value: object) -> None:
         raise ValueError(f"{name}: descriptor {fd} is not open") from error
     if mode == (os.O_WRONLY if name == "stdin" else os.O_RDONLY):
         raise ValueError(f"{name}: {value!r} is not open for {'reading' if name == 'stdin' else 'writing'}")
+
+
+def check_path(name: str, path: Path) -> None:
+    """Refuse an empty path and one with a NUL byte: ValueError."""
+    if not os.fspath(path) or "\0" in os.fsdecode(path):
+        raise ValueError(f"{name}: {path!r} is no path")
 
 
 def descriptor_of(name: str, value: object) -> int:
@@ -74,8 +83,8 @@ def descriptor_of(name: str, value: object) -> int:
             raise ValueError(f"{name}: {value!r} has no descriptor: {error}; give a path or a real file") from error
     else:
         raise TypeError(f"{name}: a path, an open file or a descriptor, not {value!r}")
-    if fd < 0:
-        raise ValueError(f"{name}: {fd} is not a descriptor")
+    if not isinstance(fd, int) or not 0 <= fd < 1 << 31:
+        raise ValueError(f"{name}: {fd!r} is not a descriptor")
     return fd
 
 
@@ -85,16 +94,16 @@ def open_source(name: str, value: StreamOption, umask: int) -> Source:
     Logs are created 0o640 less `umask`. Raises OSError with the path.
     """
     if value is None or value == DEVNULL:
-        return Source(_lifted(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)))
+        return Source(_lifted(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), name))
     if isinstance(value, (str, bytes, os.PathLike)):
         path = os.path.abspath(os.fsdecode(value))
         if name == "stdin":
-            return Source(_lifted(_open_blocking(path, os.O_RDONLY)), path)
+            return Source(_lifted(_open_blocking(path, os.O_RDONLY), name), path)
         fd, created = open_log(path, umask)
-        return Source(_lifted(fd), path, created)
+        return Source(_lifted(fd, name), path, created)
     if callable(flush := getattr(value, "flush", None)) and name != "stdin":
         flush()  # what the program wrote to it before comes before what the daemon writes
-    return Source(fcntl.fcntl(descriptor_of(name, value), fcntl.F_DUPFD_CLOEXEC, 3))
+    return Source(_above_2(descriptor_of(name, value), name))
 
 
 def open_log(path: str, umask: int) -> tuple[int, bool]:
@@ -131,18 +140,26 @@ def _open_blocking(path: str, flags: int) -> int:
     return fd
 
 
-def _lifted(fd: int) -> int:
+def _lifted(fd: int, name: str) -> int:
     if fd > 2:
         return fd
     try:
-        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+        return _above_2(fd, name)
     finally:
         os.close(fd)
 
 
-def reopen(fd: int, path: str) -> None:
+def _above_2(fd: int, name: str) -> int:
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    except OSError as error:
+        text = f"{error.strerror}: no descriptor for {name}; close some, or raise the limit (ulimit -n)"
+        raise OSError(error.errno, text) from error
+
+
+def reopen(fd: int, path: str, umask: int) -> None:
     """Make descriptor `fd` the file that is at `path` now. Nothing is flushed: finished lines have left already."""
-    new, _ = open_log(path, 0o022)
+    new, _ = open_log(path, umask)
     try:
         os.dup2(new, fd)
     finally:
@@ -242,7 +259,6 @@ def redirect(sources: Iterable[Source | None]) -> None:
             os.set_inheritable(fd, True)
         else:
             os.dup2(source.fd, fd)
-            os.close(source.fd)
 
 
 _replaced: list[TextIO | None] = []  # kept alive: collecting them could close 0, 1 or 2

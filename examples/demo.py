@@ -48,7 +48,8 @@ def shell(command: str) -> str:
         try:
             output, _ = process.communicate(timeout=PATIENCE)
         except BaseException as error:
-            os.killpg(process.pid, signal.SIGINT)  # a start that is interrupted takes its daemon back
+            if process.returncode is None:
+                os.killpg(process.pid, signal.SIGINT)  # a start that is interrupted takes its daemon back
             process.communicate()
             expect(not isinstance(error, subprocess.TimeoutExpired), f"an end of: {command}")
             raise
@@ -178,7 +179,7 @@ def main() -> int:
         shutil.copy(program, directory)
         try:
             show()
-        except NotSeenError as error:
+        except (NotSeenError, OSError, daemonkit.DaemonkitError) as error:
             print(f"demo: this was not seen: {error}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:

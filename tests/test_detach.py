@@ -540,7 +540,7 @@ def test_a_body_that_ends_before_ready_is_a_start_error_with_its_status(tmp_path
             print(error.exitcode, lock.read_pid(), os.path.exists("pid"), bool(error.traceback))
     """,
     )
-    assert done.stdout == f"{status} None False {body[:2] in ('ra', 'sy', 'pa')}\ncaller's handler True\n", done
+    assert done.stdout == f"{status} None False {body[:2] in ('ra', 'sy')}\ncaller's handler True\n", done
 
 
 def test_ready_ends_the_wait(tmp_path: Path) -> None:

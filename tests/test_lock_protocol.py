@@ -48,7 +48,7 @@ DEAD: Final = Identity(4000, 3)
 FOREIGN: Final = Identity(4100, 4)
 
 
-class Violation(AssertionError):
+class BrokenPromiseError(AssertionError):
     """The protocol broke a promise."""
 
 
@@ -102,16 +102,22 @@ def scenarios(
     *first: str,
     others: tuple[str, ...],
     before: tuple[str, ...] = BEFORE,
-    prelude: tuple[tuple[int, int], ...] = (),
+    overtaken: st.SearchStrategy[tuple[tuple[int, int], ...]],
 ) -> st.SearchStrategy[Scenario]:
     """Draw runs whose first contender is of one of the kinds `first`."""
     lengths = st.integers(1, 8) | st.integers(1, 30) | st.just(UNTIL_IT_HOLDS)
     return st.builds(
         Scenario,
         before=st.sampled_from(before),
-        parts=st.builds(lambda one, more: (one, *more), parts(*first), st.lists(parts(*others), min_size=1, max_size=3)),
+        parts=st.builds(
+            lambda one, more: (one, *more), parts(*first), st.lists(parts(*others), min_size=1, max_size=3)
+        ),
         # Few switches at any place find more than many switches everywhere: most races need two or three.
-        switches=st.lists(st.tuples(st.integers(0, 4), lengths), max_size=10).map(lambda drawn: (*prelude, *drawn)),
+        switches=st.builds(
+            lambda begin, more: (*begin, *more),
+            st.just(()) | overtaken,
+            st.lists(st.tuples(st.integers(0, 4), lengths), max_size=10),
+        ),
         unnamed=st.sampled_from((True, True, True, False)),
     )
 
@@ -201,7 +207,7 @@ class Contender:
             action()
         except AlreadyRunningError as error:
             if error.pid not in self.seen:
-                raise Violation(f"{self.who.pid} was refused for {error.pid}, not one of {self.seen}") from error
+                raise BrokenPromiseError(f"{self.who.pid} was refused for {error.pid}, not one of {self.seen}") from error
             return False
         finally:
             self.seen = None
@@ -245,9 +251,9 @@ def reader(me: Contender) -> None:
         me.seen, me.steady = me.world.published(), me.world.holding()
         holder = _pidfile.find_holder(str(me.world.path))
         if holder and holder.pid not in me.seen:
-            raise Violation(f"read {holder.pid}, not one of {me.seen}")
+            raise BrokenPromiseError(f"read {holder.pid}, not one of {me.seen}")
         if me.steady and not (holder and holder.pid in me.steady.pids and holder.ours):
-            raise Violation(f"read {holder} while {me.steady.pids} held it all along")
+            raise BrokenPromiseError(f"read {holder} while {me.steady.pids} held it all along")
         me.seen = me.steady = None
         me.pause()
 
@@ -316,7 +322,7 @@ class World:
         self.contenders: list[Contender] = []
         self.others = {FOREIGN} if scenario.before == "foreign" else set()
         self.owners: dict[int, set[object]] = {}
-        self.records: set[tuple[int, tuple[int, int]]] = set()
+        self.records: dict[tuple[int, tuple[int, int]], None] = {}  # in the order in which they came
         self.steps = 0
         self.trace: list[list[Any]] = []
 
@@ -355,8 +361,8 @@ class World:
 
     def _close(self, me: Contender, _function: object, fd: int) -> None:
         if me not in self.owners.get(fd, ()):
-            raise Violation(f"{me.who.pid} closes descriptor {fd}, which is not open")
-        self.records.discard((me.who.pid, inode(fd)))  # as fcntl(2) says: whichever descriptor it was
+            raise BrokenPromiseError(f"{me.who.pid} closes descriptor {fd}, which is not open")
+        self.records.pop((me.who.pid, inode(fd)), None)  # as fcntl(2) says: whichever descriptor it was
         self.let_go(me, fd)
 
     def let_go(self, owner: object, fd: int) -> None:
@@ -381,8 +387,9 @@ class World:
     def _fcntl(self, me: Contender, function: Callable[..., bytes], fd: int, command: int, argument: bytes) -> bytes:
         kind, whence, start, length, _ = FLOCK.unpack(argument)
         if command == fcntl.F_SETLK:
-            change = self.records.discard if kind == fcntl.F_UNLCK else self.records.add
-            change((me.who.pid, inode(fd)))
+            self.records.pop((me.who.pid, inode(fd)), None)
+            if kind != fcntl.F_UNLCK:
+                self.records[me.who.pid, inode(fd)] = None
             return argument
         if command == fcntl.F_GETLK:
             for pid, where in self.records:
@@ -417,7 +424,7 @@ class World:
         if me.parent and me.took_over:
             me.parent.believes = False  # until it has looked
         me.believes = me.published = False
-        self.records = {(pid, where) for pid, where in self.records if pid != me.who.pid}
+        self.records = {key: None for key in self.records if key[0] != me.who.pid}
         kept = {hold.fd for hold in me.holds} if me.orphan else set()
         if me.mutex is not None and not self.wedge:
             fcntl.fcntl(me.mutex, fcntl.F_OFD_SETLK, FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 1, 0))
@@ -467,8 +474,8 @@ class World:
                 for contender in left:
                     self.go_on(contender)
             self.conclude()
-        except Violation as error:
-            raise Violation("\n".join([str(error), *map(told, self.trace[-150:])])) from error
+        except BrokenPromiseError as error:
+            raise BrokenPromiseError("\n".join([str(error), *map(told, self.trace[-150:])])) from error
         finally:
             self.clear()
 
@@ -484,16 +491,16 @@ class World:
             return
         self.steps += 1
         if self.steps > LONGEST:
-            raise Violation(f"nobody gets on: after {LONGEST} system calls some still try")
+            raise BrokenPromiseError(f"nobody gets on: after {LONGEST} system calls some still try")
         if contender.dies is not None and contender.calls >= contender.dies >= 0:
             self.trace.append([contender.who.pid, "killed", (), None])
             self.end(contender)
         self.hand_over(contender)
         if contender.error:
-            raise Violation(f"{contender.who.pid} met {contender.error!r}") from contender.error
+            raise BrokenPromiseError(f"{contender.who.pid} met {contender.error!r}") from contender.error
         if contender.finished and not contender.dead:
             if [fd for fd, owners in self.owners.items() if contender in owners]:
-                raise Violation(f"{contender.who.pid} left descriptors open")
+                raise BrokenPromiseError(f"{contender.who.pid} left descriptors open")
             self.end(contender)
         self.check()
 
@@ -514,13 +521,13 @@ class World:
         """Look from outside, as any process may at any time."""
         believers = [contender for contender in self.alive() if contender.believes]
         if len({contender.group for contender in believers}) > 1:
-            raise Violation(f"two hold it: {[contender.who.pid for contender in believers]}")
+            raise BrokenPromiseError(f"two hold it: {[contender.who.pid for contender in believers]}")
         text, owner = self.look()
         held = {(contender.group, contender.who.pid) for contender in believers}
         held |= {(contender.group, contender.who.pid) for contender in self.alive() if contender.who == owner}
         for group, pid in held:
             if text is None or not group.may_read(text, pid):
-                raise Violation(f"while {pid} holds it, a reader sees {text!r}")
+                raise BrokenPromiseError(f"while {pid} holds it, a reader sees {text!r}")
         published, holding = self.published(), self.holding()
         for contender in self.contenders:
             if contender.seen is not None:
@@ -544,7 +551,7 @@ class World:
     def conclude(self) -> None:
         """When nobody lives, the next one wins, and leaves nothing behind."""
         if self.others and self.look()[0] != b"%d\n" % FOREIGN.pid:
-            raise Violation("another tool's file was touched")
+            raise BrokenPromiseError("another tool's file was touched")
         self.others.clear()
         who = Identity(999, 1000)
         last = Contender(self, who, Group({who.pid}), starter)
@@ -554,7 +561,7 @@ class World:
             self.step(last)
             won = won or last.believes
         if not won:
-            raise Violation("nobody lives, and yet it can't be acquired")
+            raise BrokenPromiseError("nobody lives, and yet it can't be acquired")
         killed = any(part.dies is not None or part.daemon_dies is not None for part in self.scenario.parts)
         left = [
             path.name
@@ -563,7 +570,7 @@ class World:
             if self.scenario.unnamed or not killed or not path.name.startswith(".")
         ]
         if left:
-            raise Violation(f"left behind: {left}")
+            raise BrokenPromiseError(f"left behind: {left}")
 
     def clear(self) -> None:
         """End whoever is left, and empty the directory for the next run."""
@@ -647,7 +654,7 @@ def _me() -> Contender:
 
 
 @pytest.fixture(autouse=True)
-def _driven(monkeypatch: pytest.MonkeyPatch) -> None:
+def _driven(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(_pidfile, "os", Proxy(os, CALLS, getpid=lambda: _me().who.pid if current() else os.getpid()))
     monkeypatch.setattr(_pidfile, "fcntl", Proxy(fcntl, frozenset({"fcntl"})))
     monkeypatch.setattr(_pidfile, "time", Proxy(time, frozenset(), monotonic=lambda: 0.0))  # patience never ends
@@ -657,6 +664,10 @@ def _driven(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_process, "start_of", lambda pid: _me().world.start_of(pid))
     monkeypatch.setattr(_process, "is_alive", lambda who: _me().world.start_of(who.pid) == who.started)
     monkeypatch.setattr(_process, "wait_for_end", lambda _pid, _seconds: _me().wait())
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(cores)})  # one thread runs at a time: handing over to another core only takes longer
+    yield
+    os.sched_setaffinity(0, cores)
 
 
 def explore(strategy: Any, directory: Path, examples: int, *, planted: bool = False) -> None:
@@ -681,28 +692,33 @@ def explore(strategy: Any, directory: Path, examples: int, *, planted: bool = Fa
 
 # --- the promises ---------------------------------------------------------------------------------------------------
 
-ANYONE: Final = scenarios(
-    "starter", "twice", others=("starter", "starter", "twice", "unprivileged", "breaker", "reader", "launcher")
+# One that is anywhere in its work is overtaken by another; what follows is drawn freely.
+OVERTAKEN: Final = st.integers(1, 30).map(lambda calls: ((0, calls), (1, UNTIL_IT_HOLDS)))
+DAEMON_OVERTAKEN: Final = st.integers(0, 10).map(
+    lambda calls: ((0, UNTIL_IT_HOLDS), (0, 3), *(((-1, calls), (1, 30)) if calls else ()))
 )
-CONTENDED: Final = scenarios("starter", others=("starter", "starter", "reader"))
+CONTENDED: Final = scenarios("starter", others=("starter", "starter", "reader"), overtaken=OVERTAKEN)
 HANDED_OVER: Final = scenarios(
-    "launcher",
-    others=("starter", "reader"),
-    before=("none", "stale", "orphan"),
-    prelude=((0, UNTIL_IT_HOLDS), (0, 3)),  # so that what is drawn is the order of what follows the fork
+    "launcher", others=("starter", "reader"), before=("none", "stale", "orphan"), overtaken=DAEMON_OVERTAKEN
+)
+ANYONE: Final = scenarios(
+    "starter",
+    "twice",
+    others=("starter", "starter", "twice", "unprivileged", "breaker", "reader", "launcher"),
+    overtaken=OVERTAKEN,
 )
 
 
 def test_any_number_of_starters_one_holds_and_readers_see_exactly_that_one(tmp_path: Path) -> None:
-    explore(CONTENDED, tmp_path, 500)
+    explore(CONTENDED, tmp_path, 400)
 
 
 def test_a_lock_that_is_handed_to_a_daemon_is_never_held_twice_and_never_by_nobody(tmp_path: Path) -> None:
-    explore(HANDED_OVER, tmp_path, 500)
+    explore(HANDED_OVER, tmp_path, 400)
 
 
 def test_starters_readers_breakers_and_daemons_all_at_once(tmp_path: Path) -> None:
-    explore(ANYONE, tmp_path, 500)
+    explore(ANYONE, tmp_path, 400)
 
 
 @pytest.mark.parametrize("before", BEFORE)
@@ -728,6 +744,14 @@ def test_a_hand_over_with_either_side_killed_at_any_system_call_stops_nobody_aft
         for daemon_pid in (9, 123456):
             part = Part("launcher", dies=dies, daemon_dies=daemon_dies, daemon_pid=daemon_pid)
             World(Scenario("stale", (part,), ()), tmp_path).run()
+
+
+def test_a_start_that_is_killed_wholly_leaves_the_file_free_also_while_a_descendant_has_its_lock_open(
+    tmp_path: Path,
+) -> None:
+    for daemon_dies in range(14):
+        part = Part("launcher", dies=AFTER_ITS_FORK, orphan=True, daemon_dies=daemon_dies)
+        World(Scenario("none", (part,), ()), tmp_path, wedge=True).run()
 
 
 # --- planted bugs ---------------------------------------------------------------------------------------------------
@@ -881,5 +905,5 @@ def test_the_scheduler_finds_a_planted_bug(
 ) -> None:
     strategy, what = PLANTED[bug]
     bug(monkeypatch)
-    with pytest.raises(Violation, match=what):
+    with pytest.raises(BrokenPromiseError, match=what):
         explore(strategy, tmp_path, 1500, planted=True)

@@ -475,7 +475,7 @@ def _compliance_module(directory: Path) -> object:
     done = subprocess.run([*command, "-d", directory, "lockfile==0.12.2"], capture_output=True, text=True, check=False)
     archives = list(directory.glob("lockfile-*.tar.gz"))
     if not archives:
-        pytest.skip(f"lockfile's source distribution can't be fetched: {done.stderr.strip()[-200:]}")
+        pytest.skip(f"lockfile's source distribution can't be fetched: {done.stderr.strip()[-2000:]}")
     with tarfile.open(archives[0]) as archive:
         member = archive.extractfile("lockfile-0.12.2/test/compliancetest.py")
         assert member
