@@ -28,7 +28,7 @@ _START = 0
 
 
 def _begin() -> None:
-    global _START  # the daemon, a copy of this process, subtracts it
+    global _START  # noqa: PLW0603 - the daemon, a copy of this process, subtracts it
     _START = time.monotonic_ns()
 
 
@@ -42,14 +42,14 @@ def _done() -> None:
 def _daemonkit() -> Callable[[], None]:
     from daemonkit import detached
 
-    caller, leave = os.getpid(), os._exit  # noqa: SLF001 - the one public name of _exit(2)
+    caller, leave = os.getpid(), os._exit
 
     def leave_and_tell(status: int) -> None:
         if os.getpid() == caller:
             _done()
         leave(status)
 
-    os._exit = leave_and_tell  # noqa: SLF001 - as above
+    os._exit = leave_and_tell
 
     def start() -> None:
         with detached(detach_process=True, pidfile=PIDFILE):

@@ -1,192 +1,149 @@
-"""What `make demo` shows: heartbeat.py becomes a daemon, resists a second start, survives `kill -9`, ends cleanly.
+"""Show the main job on a real program: examples/heartbeat.py becomes a daemon, is killed, starts again, ends.
 
-Every command is really run and its real output shown. The exit status is 0 if each effect was seen, else 1.
+Every line below a `$` is what the command really printed. The status is 0 only if each effect was observed.
 """
 
-import contextlib
+from __future__ import annotations
+
 import os
 import select
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import daemonkit
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
-PATIENCE = 20.0  # seconds; guards against a hang
-PYTHON = os.path.basename(sys.executable)
-START = f"{PYTHON} heartbeat.py beat"
-COLUMNS = ("pid", "ppid", "pgid", "sid", "tty", "args")
-ENVIRONMENT = {**os.environ, "PATH": os.path.dirname(sys.executable) + os.pathsep + os.environ.get("PATH", "")}
-ENVIRONMENT.pop("NOTIFY_SOCKET", None)  # a service manager's: with it the program would stay in the foreground
-ENVIRONMENT.pop("PYTHONUNBUFFERED", None)  # that lines reach the log at once is daemonkit's doing
+HEARTBEAT = Path(__file__).with_name("heartbeat.py")
+PATIENCE = 20.0  # seconds
 
 
-class NotSeenError(Exception):
-    """An effect that was to be shown did not come about."""
+class NotObservedError(Exception):
+    """What the demo promises did not happen."""
 
 
-def expect(seen: object, what: str) -> None:
-    """Go on only if it was seen."""
-    if not seen:
-        raise NotSeenError(what)
+def say(text: str) -> None:
+    """Tell what comes next."""
+    print(f"\n\033[1m{text}\033[0m" if sys.stdout.isatty() else f"\n{text}", flush=True)
 
 
-def shell(command: str) -> str:
-    """Run a command as a user would, show it and its output, and return that."""
-    print(f"$ {command}", flush=True)
-    # The last line keeps the shell from becoming the command: where this program is process 1 (a container), the
-    # command would have parent 1 and no terminal, and stay in the foreground there.
-    script = ["sh", "-c", f"{command}\nexit $?"]
-    out = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    with subprocess.Popen(script, env=ENVIRONMENT, text=True, process_group=0, **out) as process:
-        try:
-            output, _ = process.communicate(timeout=PATIENCE)
-        except BaseException as error:
-            if process.returncode is None:
-                os.killpg(process.pid, signal.SIGINT)  # a start that is interrupted takes its daemon back
-            process.communicate()
-            expect(not isinstance(error, subprocess.TimeoutExpired), f"an end of: {command}")
-            raise
-    print(output, end="", flush=True)
-    return output
+def expect(look: Callable[[], object], what: str) -> None:
+    """Wait until `look` returns something true."""
+    deadline = time.monotonic() + PATIENCE
+    while not look():
+        if time.monotonic() > deadline:
+            raise NotObservedError(what)
+        select.select([], [], [], 0.02)
 
 
-def table(*pids: int) -> None:
-    """Show processes: with ps, or from /proc where there is none (Debian's slim images)."""
-    if shutil.which("ps", path=ENVIRONMENT["PATH"]):
-        shell(f"ps -o {','.join(COLUMNS)} -p {','.join(map(str, pids))}")
-        return
-    print("(there is no ps here, so from /proc:)")
-    print(*(f"{name.upper():>7}" for name in COLUMNS[:5]), COLUMNS[5].upper())
+def process_table(*pids: int) -> None:
+    """Print pid ppid pgid sid tty of this program and of what it started (from /proc: not every machine has ps)."""
+    print(f"  {'PID':>7} {'PPID':>7} {'PGID':>7} {'SID':>7} {'TTY':>6}  COMMAND")
     for pid in pids:
-        with contextlib.suppress(OSError):
-            command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            print(*(f"{field:>7}" for field in (pid, *facts(pid))), command)
+        with suppress(FileNotFoundError):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+            ppid, pgid, sid, tty = fields[1:5]
+            print(f"  {pid:>7} {ppid:>7} {pgid:>7} {sid:>7} {terminal_name(int(tty)):>6}  {command}")
 
 
-def facts(pid: int) -> tuple[int, int, int, str]:
-    """Return a process's parent, process group, session and terminal; see proc(5)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    device = int(fields[4])
-    terminal = f"{os.major(device)}:{os.minor(device)}" if device else "?"
-    return int(fields[1]), int(fields[2]), int(fields[3]), terminal
+def terminal_name(number: int) -> str:
+    """Return the usual name of a device number from /proc/PID/stat."""
+    major, minor = os.major(number), os.minor(number)
+    return "none" if not number else f"pts/{minor}" if major == 136 else f"{major}:{minor}"
 
 
-def eventually(look: Callable[[], object], patience: float = PATIENCE) -> bool:
-    """Wait until something can be seen; tell whether it was."""
-    pause, deadline = threading.Event(), time.monotonic() + patience
-    while not (seen := bool(look())) and time.monotonic() < deadline:
-        pause.wait(0.02)
-    return seen
+def start() -> tuple[int, float]:
+    """Run `python heartbeat.py` as a user would; return its status and how long the shell waited."""
+    print("$ python heartbeat.py", flush=True)
+    begun = time.monotonic()
+    done = subprocess.run([sys.executable, str(HEARTBEAT)], check=False, stderr=subprocess.PIPE, text=True)
+    if done.stderr:
+        print(done.stderr.strip().splitlines()[-1])
+    took = time.monotonic() - begun
+    print(f"status {done.returncode}, after {took:.2f} s")
+    return done.returncode, took
 
 
-def holder() -> int:
-    """Return the pid of the daemon, by the pidfile and its lock."""
-    pid = daemonkit.PidFile("beat.pid").read_pid()
-    expect(pid, "a pidfile that a live process holds")
-    return pid or 0
+def daemon_pid() -> int:
+    """Return the pid in the pidfile."""
+    pid = int(Path("heartbeat.pid").read_text())
+    print(f"$ cat heartbeat.pid\n{pid}")
+    return pid
 
 
-def end(command: str, pid: int) -> None:
-    """Run a command that ends the daemon, and wait for that end."""
-    pidfd = os.pidfd_open(pid)
+def is_gone(pid: int) -> bool:
+    """Tell whether the process has ended."""
     try:
-        shell(command)
-        expect(select.select([pidfd], [], [], PATIENCE)[0], f"an end of process {pid}")
-    finally:
-        os.close(pidfd)
-    eventually(lambda: reaped(pid), 5)  # some programs that run as process 1 take their time, or never do it
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
-def reaped(pid: int) -> bool:
-    """Tell whether an ended process is gone from the process table, too."""
-    with contextlib.suppress(ChildProcessError):  # it is this program's child only where this is process 1
-        os.waitpid(pid, os.WNOHANG)
-    return not os.path.exists(f"/proc/{pid}")
+def show_log(lines: int) -> None:
+    """Wait for the log to have that many lines, and show the last two."""
+    log = Path("heartbeat.log")
+    expect(lambda: log.exists() and log.read_text().count("\n") >= lines, "a growing log")
+    print("$ tail -n 2 heartbeat.log", *log.read_text().splitlines()[-2:], sep="\n")
 
 
-def step(title: str) -> None:
-    """Announce."""
-    print(f"\n# {title}")
+def demo() -> None:
+    """Go through the life of a daemon."""
+    say("Before: this program, and no daemon")
+    process_table(os.getpid())
 
+    say("1. heartbeat.py becomes a daemon; the shell has its prompt back")
+    if start()[0] != 0:
+        raise NotObservedError("the first start")
+    pid = daemon_pid()
+    say("   It is in a session of its own, not its leader, and has no terminal")
+    process_table(os.getpid(), pid)
 
-def show() -> None:
-    """Show it all, in the current directory."""
-    step("Before: this demo, in your shell's session")
-    table(os.getpid())
+    say("2. Its log grows, line by line")
+    show_log(2)
+    show_log(4)
 
-    step("A start. The prompt is back once the daemon runs")
-    expect("status 0" in shell(f'{START}; echo "status $?"'), "a start with exit status 0")
-    first = holder()
-    expect(shell("cat beat.pid") == f"{first}\n", "the daemon's pid in the pidfile")
+    say("3. A second start is refused, and told by whom")
+    if start()[0] != 1 or is_gone(pid):
+        raise NotObservedError("a second start refused")
 
-    step("After: the daemon has another session, which it does not lead, and no terminal")
-    table(os.getpid(), first)
-    parent, _, session, terminal = facts(first)
-    expect(parent != os.getpid() or parent == 1, "a daemon that is nobody's child here")
-    expect(session not in (first, os.getsid(0)), "a daemon in a session that it does not lead")
-    expect(terminal == "?", "a daemon without a terminal")
+    say("4. kill -9 leaves no stale pidfile: the next start works at once")
+    print(f"$ kill -9 {pid}")
+    os.kill(pid, signal.SIGKILL)
+    expect(lambda: is_gone(pid), "the end of the killed daemon")
+    if start()[0] != 0:
+        raise NotObservedError("a start after kill -9")
+    pid = daemon_pid()
+    process_table(os.getpid(), pid)
 
-    step("Its output goes to the log, line by line")
-    log = Path("beat.log")
-    expect(eventually(lambda: log.read_text().count("\n") >= 2), "lines in the log")
-    before = shell("tail -n 2 beat.log")
-    expect(eventually(lambda: log.read_text().count("\n") >= 4), "a log that grows")
-    expect(shell("tail -n 2 beat.log") != before, "a log that grows")
-
-    step("A second start is refused, and told by whom")
-    refusal = shell(f'{START} 2> error; echo "status $?"; tail -n 1 error')
-    expect("status 1" in refusal, "a second start with exit status 1")
-    expect(f"held by process {first}" in refusal, "the holder's pid in the refusal")
-    expect(holder() == first, "a first daemon that is untouched by the second start")
-
-    step("kill -9: the pidfile stays, with a dead number in it, and the next start works at once")
-    end("kill -9 $(cat beat.pid)", first)
-    expect(shell("cat beat.pid") == f"{first}\n", "the dead daemon's pid in the pidfile")
-    expect("status 0" in shell(f'{START}; echo "status $?"'), "a start after kill -9")
-    second = holder()
-    expect(shell("cat beat.pid") == f"{second}\n" != f"{first}\n", "the new daemon's pid in the pidfile")
-
-    step("SIGTERM: it ends, and takes its pidfile along")
-    end("kill $(cat beat.pid)", second)
-    expect("beat.pid" not in shell("ls"), "a directory without the pidfile")
-    table(first, second)
-    expect(not any(os.path.exists(f"/proc/{pid}/exe") for pid in (first, second)), "no process left")
-
-
-def clean() -> None:
-    """End what still runs, whatever happened."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    while pid := daemonkit.PidFile("beat.pid").read_pid():
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-        threading.Event().wait(0.01)
+    say("5. SIGTERM ends it cleanly")
+    print(f"$ kill {pid}")
+    os.kill(pid, signal.SIGTERM)
+    expect(lambda: is_gone(pid) and not Path("heartbeat.pid").exists(), "a clean end")
+    print("$ ls\n" + "\n".join(sorted(os.listdir("."))))
+    say("Nothing is left running, and the pidfile is gone.")
 
 
 def main() -> int:
-    """Run the demo in a directory of its own."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
-    program = Path(__file__).resolve().with_name("heartbeat.py")
-    with tempfile.TemporaryDirectory(prefix="daemonkit-demo-") as directory, contextlib.chdir(directory):
-        shutil.copy(program, directory)
+    """Run the demo in a directory of its own, and leave nothing behind whatever happens."""
+    with tempfile.TemporaryDirectory() as directory:
+        os.chdir(directory)
         try:
-            show()
-        except (NotSeenError, OSError, daemonkit.DaemonkitError) as error:
-            print(f"demo: this was not seen: {error}", file=sys.stderr)
+            demo()
+        except NotObservedError as error:
+            print(f"not observed: {error}", file=sys.stderr)
             return 1
-        except KeyboardInterrupt:
-            return 130
         finally:
-            clean()
-    print("\n# Everything was as it should be, and nothing is left")
+            import daemonkit
+
+            if pid := daemonkit.PidFile("heartbeat.pid").read_pid():
+                os.kill(pid, signal.SIGKILL)
+            os.chdir("/")
     return 0
 
 

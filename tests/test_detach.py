@@ -939,3 +939,152 @@ def test_locks_that_the_caller_held_already_are_the_daemons_too(tmp_path: Path) 
     assert facts["outer"] == facts["pid"] == pid_in(tmp_path / "outer.pid") and facts["mine"]
     assert stop(facts["pid"]) == 0
     assert [path.name for path in tmp_path.glob("*pid")] == []
+
+
+# --- one for each bug that was found --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("moment", ["waitpid", "recv"])
+def test_an_exception_at_the_moment_of_success_does_not_take_the_start_back(tmp_path: Path, moment: str) -> None:
+    """Inject the fault: a Ctrl-C just where the caller has learnt that the daemon runs."""
+    done = run(
+        tmp_path,
+        f"""
+        from daemonkit import _fork
+        real_waitpid, real_recv = os.waitpid, socket.socket.recv
+        caller = os.getpid()
+        def waitpid(*args):
+            result = real_waitpid(*args)
+            if os.getpid() == caller: raise KeyboardInterrupt
+            return result
+        class Interrupted(socket.socket):
+            def recv(self, size):
+                part = real_recv(self, size)
+                if os.getpid() == caller and part: signal.raise_signal(signal.SIGINT)
+                return part
+        if {moment!r} == "waitpid":
+            _fork.os = type("os", (), {{**vars(os), "waitpid": staticmethod(waitpid)}})
+        else:
+            pair = socket.socketpair
+            _fork._socketpair = lambda: tuple(Interrupted(fileno=end.detach()) for end in pair())
+        with daemonkit.detached(pidfile="pid", working_directory="."):
+            report()
+            wait()
+    """,
+    )
+    facts = reported(tmp_path)
+    held = pid_in(tmp_path / "pid") if (tmp_path / "pid").exists() else None
+    if done.returncode == 0:
+        assert held == facts["pid"]
+        assert stop(facts["pid"]) == 0
+    else:
+        assert held is None and not harness.alive(facts["pid"])
+    assert done.returncode == 0 or moment == "recv"
+
+
+def test_a_failure_in_the_foreground_is_not_hidden_by_closing_twice(tmp_path: Path) -> None:
+    done = run(
+        tmp_path,
+        """
+        class Taken:
+            def __enter__(self): raise RuntimeError("taken")
+            def __exit__(self, *exc): pass
+        try:
+            with daemonkit.detached(pidfile=Taken(), detach_process=False, stdout="log"):
+                pass
+        except RuntimeError as error:
+            print(error, file=sys.stderr)
+    """,
+    )
+    assert done.stderr == "taken\n"
+
+
+@pytest.mark.parametrize(
+    "setup",
+    [
+        "h.setLevel(60)",
+        "h.addFilter(lambda record: False)",
+        "logging.getLogger('daemonkit').addFilter(lambda record: False)",
+    ],
+)
+def test_a_handler_that_lets_nothing_through_does_not_swallow_the_traceback(tmp_path: Path, setup: str) -> None:
+    run(
+        tmp_path,
+        f"""
+        h = logging.StreamHandler(); logging.getLogger().addHandler(h); {setup}
+        with daemonkit.detached(stderr="log", working_directory="."):
+            report()
+            raise ValueError("told all the same")
+    """,
+    )
+    assert ended(reported(tmp_path)["pid"]) == 1
+    assert (tmp_path / "log").read_text().count("\nValueError: told all the same") == 1
+
+
+def test_a_rotated_log_is_created_less_the_same_umask(tmp_path: Path) -> None:
+    run(
+        tmp_path,
+        """
+        with daemonkit.detached(stdout="log", umask=0o077, working_directory=".") as d:
+            os.rename("log", "log.1")
+            d.reopen()
+            report()
+    """,
+    )
+    ended(reported(tmp_path)["pid"])
+    assert (tmp_path / "log").stat().st_mode & 0o777 == (tmp_path / "log.1").stat().st_mode & 0o777 == 0o600
+
+
+def test_real_time_signals_and_none_in_files_preserve_are_taken_as_by_daemon_context(tmp_path: Path) -> None:
+    done = run(
+        tmp_path,
+        """
+        with daemonkit.detached(signal_map={signal.SIGRTMIN + 3: None}, files_preserve=[None], working_directory="."):
+            report()
+    """,
+    )
+    assert done.returncode == 0, done.stderr
+    facts = reported(tmp_path)
+    assert facts["ignored"] >> signal.SIGRTMIN + 2 & 1
+    ended(facts["pid"])
+
+
+def test_a_start_does_not_wait_for_a_stray_fork_that_has_its_socket_open(tmp_path: Path) -> None:
+    """Another thread's fork in the midst of a start; it must neither delay the verdict nor change it."""
+    done = run(
+        tmp_path,
+        """
+        from daemonkit import _fork
+        real = _fork._socketpair
+        def with_stray():
+            pair = real()
+            if os.getpid() == caller and os.fork() == 0:
+                os.closerange(0, 3)
+                report("stray")
+                wait()
+            return pair
+        caller = os.getpid()
+        _fork._socketpair = with_stray
+        with daemonkit.detached(working_directory="."):
+            report()
+            wait()
+    """,
+    )
+    assert done.returncode == 0
+    assert stop(reported(tmp_path)["pid"]) == 0
+    os.kill(reported(tmp_path, "stray")["pid"], signal.SIGKILL)
+
+
+@root_only
+def test_uid_alone_brings_its_group_also_where_the_user_stays(tmp_path: Path) -> None:
+    run(
+        tmp_path,
+        """
+        os.setresgid(5, 5, 5)
+        with daemonkit.detached(uid="root", working_directory="."):
+            report()
+    """,
+    )
+    facts = reported(tmp_path)
+    assert facts["gid"] == [0, 0, 0]
+    ended(facts["pid"])

@@ -207,7 +207,9 @@ class Contender:
             action()
         except AlreadyRunningError as error:
             if error.pid not in self.seen:
-                raise BrokenPromiseError(f"{self.who.pid} was refused for {error.pid}, not one of {self.seen}") from error
+                raise BrokenPromiseError(
+                    f"{self.who.pid} was refused for {error.pid}, not one of {self.seen}"
+                ) from error
             return False
         finally:
             self.seen = None

@@ -470,12 +470,13 @@ def _compliance_module(directory: Path) -> object:
         "--no-deps",
         "--no-binary",
         ":all:",
-        "--no-build-isolation",
     ]
     done = subprocess.run([*command, "-d", directory, "lockfile==0.12.2"], capture_output=True, text=True, check=False)
     archives = list(directory.glob("lockfile-*.tar.gz"))
     if not archives:
-        pytest.skip(f"lockfile's source distribution can't be fetched: {done.stderr.strip()[-2000:]}")
+        pytest.skip(
+            f"lockfile's source distribution can't be fetched: {done.stdout[-600:]} {done.stderr.strip()[-300:]}"
+        )
     with tarfile.open(archives[0]) as archive:
         member = archive.extractfile("lockfile-0.12.2/test/compliancetest.py")
         assert member
@@ -514,3 +515,68 @@ def test_lockfiles_own_compliance_tests_pass_wherever_they_pass_for_pid_lock_fil
     theirs, ours = passed(PIDLockFile), passed(PidFile)
     assert [name for name, result in theirs.items() if result == "passed"]
     assert {name: ours[name] for name, result in theirs.items() if result == "passed" and ours[name] != "passed"} == {}
+
+
+# --- one for each bug that was found --------------------------------------------------------------------------------
+
+
+def test_a_strangers_record_lock_makes_it_no_holder(tmp_path: Path) -> None:
+    """The holder reads its own pidfile, which drops its record lock; a stranger takes one of its own."""
+    holder = _holder(tmp_path, "open('pid').close(); report('dropped')\nwait()")
+    eventually((tmp_path / "dropped").exists)
+    stranger = harness.write(
+        tmp_path,
+        """
+        import fcntl
+        file = open("pid", "r+")
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 100, 0)
+        report("locked")
+        wait()
+    """,
+        "stranger.py",
+    )
+    with subprocess.Popen([sys.executable, stranger], cwd=tmp_path) as other:
+        eventually((tmp_path / "locked").exists)
+        assert PidFile(tmp_path / "pid").read_pid() == holder
+        os.kill(holder, signal.SIGKILL)
+        ended(holder)
+        assert PidFile(tmp_path / "pid").read_pid() is None
+        other.kill()
+
+
+@root_only
+@pytest.mark.skipif(not shutil.which("unshare"), reason="a PID namespace takes unshare(1)")
+def test_a_holder_in_another_pid_namespace_holds(tmp_path: Path) -> None:
+    holder = _holder(tmp_path)
+    done = run(
+        tmp_path,
+        """
+        try:
+            daemonkit.PidFile("pid").acquire()
+        except daemonkit.AlreadyRunningError as error:
+            print(error.pid)
+    """,
+        wrapper=("unshare", "--pid", "--fork", "--mount-proc", "--kill-child"),
+    )
+    assert done.stdout == f"{holder}\n", done
+    os.kill(holder, signal.SIGKILL)
+    ended(holder)
+
+
+def test_threads_on_different_paths_do_not_disturb_each_other(tmp_path: Path) -> None:
+    failures: list[BaseException] = []
+
+    def churn(name: str) -> None:
+        try:
+            for _ in range(300):
+                with PidFile(tmp_path / name) as lock:
+                    assert lock.read_pid() == os.getpid()
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=churn, args=(f"{n}.pid",)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == [] and os.listdir(tmp_path) == []
