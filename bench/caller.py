@@ -5,7 +5,7 @@ ends at once.
 
 It runs from just before the context is made (or the function called) until somebody knows that the body runs:
 - `detached` and the C double fork: the caller itself, by the report it waits for. The C function returns then;
-  daemonkit calls `os._exit`, which is why that is wrapped here.
+  daemonkit reaps and exits, which is why what comes before that is wrapped here.
 - DaemonContext, daemonize, daemonocle: their callers learn nothing, so nobody but the body, in its first statement.
 Imports come before; CLOCK_MONOTONIC is the same in both processes.
 """
@@ -18,7 +18,7 @@ import os
 import resource
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,16 +40,16 @@ def _done() -> None:
 
 
 def _daemonkit() -> Callable[[], None]:
-    from daemonkit import detached
+    from daemonkit import _fork, detached
 
-    caller, leave = os.getpid(), os._exit
+    wait = _fork._read_verdict  # noqa: SLF001 - when it returns the caller knows
 
-    def leave_and_tell(status: int) -> None:
-        if os.getpid() == caller:
-            _done()
-        leave(status)
+    def wait_and_tell(*arguments: Any) -> bool:
+        in_time = wait(*arguments)
+        _done()
+        return in_time
 
-    os._exit = leave_and_tell
+    _fork._read_verdict = wait_and_tell  # noqa: SLF001
 
     def start() -> None:
         with detached(detach_process=True, pidfile=PIDFILE):

@@ -492,7 +492,7 @@ def _signal(key: object) -> int:
         return signal.Signals[key]
     if isinstance(key, bool) or not isinstance(key, (int, str)):
         raise TypeError(f'signal_map: keys are signals or their names, as "SIGHUP", not {key!r}')
-    if key not in signal.valid_signals():  # real-time signals are there too, which have no names
+    if key not in _fork.SIGNALS:  # real-time signals are there too, which have no names
         raise ValueError(f'signal_map: no signal {key!r} here; use signal.SIGHUP or "SIGHUP"')
     return int(key)
 

@@ -28,6 +28,9 @@ from daemonkit.errors import StartError, StartTimeoutError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+SIGNALS: Final = frozenset(map(int, signal.valid_signals()))
+"""Every signal there is here, real-time ones too; asking takes longer than a system call."""
+
 _STARTED: Final = b"S"
 _FAILED: Final = b"F"
 _ABORT: Final = b"A"
@@ -78,7 +81,7 @@ def detach(timeout: float | None) -> Reporter:  # noqa: RET503 - _await does not
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         try:
             # Until each process has its handlers: a Ctrl-C must find the caller waiting, a hang-up nobody.
-            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
             middle = _fork()
         except BaseException:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -166,7 +169,7 @@ def _settle(middle_end: socket.socket, middle: int, said: bytearray, *, call_off
     """Have the daemon ended, unless it turns out to have started a moment ago; clear up, uninterrupted."""
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         if call_off:
             _say(middle_end, _ABORT)
             # The middle takes no longer than the grace; one that was stopped or killed does not answer at all.

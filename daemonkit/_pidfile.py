@@ -65,7 +65,8 @@ def _locked_by(fd: int) -> Identity | None:
     Asking for a read lock finds write locks alone, which nobody can take who may not write the file.
     """
     kind, _, start, _, _ = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _ASK_HOLDER))
-    return None if kind == fcntl.F_UNLCK else Identity.from_token(start)
+    # One that begins lower (most begin at 0) is the lock of another tool.
+    return None if kind == fcntl.F_UNLCK or start < _PID_MAX else Identity.from_token(start)
 
 
 def _record_of(fd: int) -> tuple[int, int] | None:
@@ -428,8 +429,12 @@ def _publish(path: str) -> Hold | None:
     try:
         fd, source = _nameless_file(fds[0], name)
         fds.append(fd)
-        inode = _fill(fd, me)
-        linked = _link(source, name, fds[0])
+        try:
+            inode = _fill(fd, me)
+            linked = _link(source, name, fds[0])
+        finally:
+            if source[0] != "/":
+                os.unlink(source, dir_fd=fds[0])
     except BaseException:
         _close(fds)
         raise
@@ -452,7 +457,7 @@ def _nameless_file(directory: int, name: str) -> tuple[int, str]:
     except OSError as error:
         if error.errno not in {errno.EOPNOTSUPP, errno.EISDIR}:
             raise
-        # NFS and FUSE have no O_TMPFILE: a name of its own, which a crash before the link would leave behind.
+        # NFS and FUSE have no O_TMPFILE: a name of its own, which only a crash before the link leaves behind.
         source = f".{name}.{os.getpid()}.{threading.get_ident()}"
         return os.open(source, _WRITE | os.O_CREAT | os.O_EXCL, _MODE, dir_fd=directory), source
     return fd, f"/proc/self/fd/{fd}"
@@ -468,14 +473,10 @@ def _fill(fd: int, me: Identity) -> tuple[int, int]:
 
 
 def _link(source: str, name: str, directory: int) -> bool:
-    named = source[0] == "."
     try:
-        os.link(source, name, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=not named)
+        os.link(source, name, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=source[0] == "/")
     except FileExistsError:
         return False
-    finally:
-        if named:
-            os.unlink(source, dir_fd=directory)
     return True
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import os
 import random
 import shutil
@@ -12,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +24,7 @@ import pytest
 from harness import ended, eventually, pid_in, run
 from lockfile.pidlockfile import PIDLockFile
 
-from daemonkit import AlreadyRunningError, PidFile
+from daemonkit import AlreadyRunningError, PidFile, _pidfile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -359,6 +361,256 @@ def test_a_hand_over_between_numbers_of_different_lengths(tmp_path: Path) -> Non
     assert done.stdout == "99 1001 '1001\\n' 1001\n3000 70 '70\\n' 70\n", done.stderr
 
 
+# --- other processes, other users, scarce resources ------------------------------------------------------------------
+
+
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """Yield a directory that every user can reach: pytest's own are this user's alone."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        os.chmod(directory, 0o755)
+        yield Path(directory)
+
+
+# An ordinary user may not be able to reach the interpreter's files, so what is needed is loaded before the change.
+ORDINARY = """
+    import errno, lockfile
+    daemonkit.PidFile, daemonkit.AlreadyRunningError
+    def become_ordinary():
+        if os.geteuid() == 0:
+            os.setgroups([])
+            os.setresgid(65534, 65534, 65534)
+            os.setresuid(65534, 65534, 65534)
+    def attempt(call):
+        try:
+            return call()
+        except OSError as error:
+            return type(error).__name__, os.path.basename(error.filename or "")
+        except daemonkit.AlreadyRunningError as error:
+            return type(error).__name__, error.pid
+"""
+
+
+def test_a_lock_of_another_process_is_not_mine_to_release(tmp_path: Path) -> None:
+    holder = _holder(tmp_path)
+    lock = PidFile(tmp_path / "pid")
+    with pytest.raises(lockfile.NotMyLock):
+        lock.release()
+    assert lock.is_locked() and not lock.i_am_locking() and pid_in(tmp_path / "pid") == holder
+    harness.stop(holder, signal.SIGKILL)
+
+
+def test_a_timeout_given_to_acquire_is_the_one_that_counts(tmp_path: Path) -> None:
+    holder = _holder(tmp_path, "signal.signal(signal.SIGTERM, lambda *_: (lock.release(), report('released')))\nwait()")
+    with pytest.raises(lockfile.LockTimeout) as caught:
+        PidFile(tmp_path / "pid", timeout=None).acquire(timeout=0.05)
+    assert isinstance(caught.value.__cause__, AlreadyRunningError) and caught.value.__cause__.pid == holder
+    with pytest.raises(AlreadyRunningError):
+        PidFile(tmp_path / "pid", timeout=None).acquire(timeout=0)
+    os.kill(holder, signal.SIGTERM)
+    lock = PidFile(tmp_path / "pid")
+    lock.acquire(timeout=harness.PATIENCE)
+    assert pid_in(tmp_path / "pid") == os.getpid()
+    lock.release()
+    harness.stop(holder, signal.SIGKILL)
+
+
+def test_a_relative_path_is_the_one_that_it_was_when_it_was_given(tmp_path: Path) -> None:
+    done = run(
+        tmp_path,
+        """
+        lock = daemonkit.PidFile("pid")
+        os.mkdir("elsewhere")
+        os.chdir("elsewhere")
+        with lock:
+            os.chdir("/")
+            print(lock.path == os.path.dirname(os.path.abspath(sys.argv[0])) + "/pid", os.path.exists(lock.path))
+        print(os.path.exists(lock.path))
+    """,
+    )
+    assert done.stdout == "True True\nFalse\n", done
+
+
+def test_who_may_not_write_to_the_directory_gets_the_path_and_changes_nothing(public: Path) -> None:
+    (public / "closed").mkdir()
+    (public / "closed" / "stale").write_text(f"{DEAD}\n")
+    (public / "closed" / "private").write_text(f"{DEAD}\n")
+    (public / "closed" / "private").chmod(0)
+    (public / "closed").chmod(0o555)
+    done = run(
+        public,
+        ORDINARY
+        + """
+    become_ordinary()
+    for name in "new", "stale", "private":
+        print(attempt(daemonkit.PidFile("closed/" + name).acquire))
+    print(attempt(daemonkit.PidFile("closed/stale").break_lock))
+    print(daemonkit.PidFile("closed/new").read_pid(), daemonkit.PidFile("closed/stale").read_pid())
+    print(attempt(daemonkit.PidFile("closed/private").read_pid))
+    """,
+    )
+    (public / "closed").chmod(0o755)
+    assert done.stdout.splitlines() == [
+        "('PermissionError', 'new')",
+        "('PermissionError', 'stale')",
+        "('PermissionError', 'private')",
+        "('PermissionError', 'stale')",
+        "None None",
+        "('PermissionError', 'private')",
+    ], done.stderr
+    assert sorted(os.listdir(public / "closed")) == ["private", "stale"]
+    assert (public / "closed" / "stale").read_text() == f"{DEAD}\n"
+
+
+@root_only
+def test_who_may_only_read_another_users_pidfile_still_learns_who_holds_it(public: Path) -> None:
+    (public / "open").mkdir()
+    (public / "open").chmod(0o777)  # a new file could be made here, the holder's can't be opened for writing
+    for directory in (public, public / "open"):
+        with PidFile(directory / "pid"):
+            done = run(
+                public,
+                ORDINARY
+                + f"""
+    become_ordinary()
+    lock = daemonkit.PidFile({str(directory / "pid")!r})
+    print(lock.read_pid(), lock.is_locked(), attempt(lock.acquire), attempt(lock.break_lock)[0])
+    """,
+            )
+            me = os.getpid()
+            assert pid_in(directory / "pid") == me
+        assert done.stdout.startswith(f"{me} True ('AlreadyRunningError', {me}) "), done
+
+
+def test_a_readers_lock_wherever_it_can_get_one_deceives_nobody(public: Path) -> None:
+    """Who may only read a file may have fcntl(2) lock it for reading: all but the bytes that the holder has."""
+    lock = PidFile(public / "pid")
+    lock.acquire()
+    program = harness.write(
+        public,
+        ORDINARY
+        + f"""
+    import fcntl
+    become_ordinary()
+    file = open("pid")
+    for start, end in (0, {os.getpid()}), ({os.getpid() + 1}, 1 << 22):
+        fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB, end - start, start)
+    print("locked", flush=True)
+    sys.stdin.read()
+    """,
+        "stranger.py",
+    )
+    command = [sys.executable, str(program)]
+    with subprocess.Popen(command, cwd=public, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as stranger:
+        assert stranger.stdout and stranger.stdout.readline() == "locked\n"
+        done = run(public, "lock = daemonkit.PidFile('pid')\nprint(lock.read_pid(), lock.is_locked())")
+        assert done.stdout == f"{os.getpid()} True\n", done
+        lock.release()
+        with lock:  # a new file: the stranger's lock is on the old one
+            assert pid_in(public / "pid") == os.getpid()
+
+
+@pytest.mark.parametrize("kind", ["lockf", "flock"])
+def test_another_tool_that_locks_its_pidfile_itself_is_respected(tmp_path: Path, kind: str) -> None:
+    """Stevens' daemons lock the whole file with lockf, those that use libbsd's pidfile with flock."""
+    program = harness.write(
+        tmp_path,
+        f"""
+        import fcntl
+        file = open("pid", "w")
+        fcntl.{kind}(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        print(os.getpid(), file=file, flush=True)
+        print("locked", flush=True)
+        sys.stdin.read()
+    """,
+    )
+    command = [sys.executable, str(program)]
+    with subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as tool:
+        assert tool.stdout and tool.stdout.readline() == "locked\n"
+        lock = PidFile(tmp_path / "pid")
+        assert lock.is_locked() and lock.read_pid() == tool.pid
+        for call in (lock.acquire, lock.break_lock):
+            with pytest.raises(AlreadyRunningError, match="another tool's process, it seems") as caught:
+                call()
+            assert caught.value.pid == tool.pid
+        holder = _pidfile.find_holder(str(tmp_path / "pid"))
+        assert holder and not holder.ours  # what daemonkit has not locked it must never signal
+        assert pid_in(tmp_path / "pid") == tool.pid
+
+
+def test_too_few_descriptors_are_an_error_that_names_the_file_and_leaves_everything_as_it_was(tmp_path: Path) -> None:
+    done = run(
+        tmp_path,
+        ORDINARY
+        + f"""
+    import fcntl, resource
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lock = daemonkit.PidFile("pid")
+    with lock:
+        pass  # whatever is loaded at first use is loaded now
+    lowest = fcntl.fcntl(0, fcntl.F_DUPFD, 0)
+    os.close(lowest)
+    for stale in False, True:
+        for spare in range(6):
+            if stale:
+                open("pid", "w").write("{DEAD}\\n")
+            resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + spare, most))
+            result, reading = attempt(lock.acquire), attempt(lock.read_pid)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+            if result is None:
+                result = lock.read_pid() == os.getpid()
+                lock.release()
+            elif stale and read("pid") != "{DEAD}\\n":
+                print("changed")
+            again = fcntl.fcntl(0, fcntl.F_DUPFD, 0)
+            os.close(again)
+            print(spare, result, reading == result or spare > 0, again == lowest, sorted(os.listdir(".")))
+            if stale and os.path.exists("pid"):
+                os.unlink("pid")
+    """,
+    )
+    lines = done.stdout.splitlines()
+    assert len(lines) == 12, done
+    failed = "('OSError', 'pid') True True"
+    assert lines[0] == f"0 {failed} ['program.py']" and lines[6] == f"0 {failed} ['pid', 'program.py']"
+    assert lines[5] == "5 True True True ['program.py']" and lines[11] == lines[5]
+    assert all(failed in line or " True True True ['program.py']" in line for line in lines)
+
+
+@root_only
+@pytest.mark.skipif(not shutil.which("unshare"), reason="a small file system of its own takes unshare(1)")
+@pytest.mark.parametrize("unnamed", [True, False], ids=["with O_TMPFILE", "without O_TMPFILE"])
+def test_a_full_disk_is_an_error_that_names_the_file_and_leaves_no_debris(tmp_path: Path, *, unnamed: bool) -> None:
+    (tmp_path / "disk").mkdir()
+    done = run(
+        tmp_path,
+        f"""
+        import subprocess
+        from daemonkit import _pidfile
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "none", "disk"], check=True)
+        if not {unnamed}:
+            plain = os.open
+            def no_tmpfile(path, flags, *args, **options):
+                if flags & os.O_TMPFILE == os.O_TMPFILE:
+                    raise OSError(95, "Operation not supported")
+                return plain(path, flags, *args, **options)
+            _pidfile.os.open = no_tmpfile
+        with open("disk/filler", "wb", buffering=0) as filler:
+            filler.write(b"x" * 4096)
+        lock = daemonkit.PidFile("disk/pid")
+        try:
+            lock.acquire()
+        except OSError as error:
+            print(error.errno, os.path.basename(error.filename), os.listdir("disk"))
+        os.truncate("disk/filler", 0)
+        with lock:
+            print(sorted(os.listdir("disk")), read("disk/pid") == f"{{os.getpid()}}\\n")
+    """,
+        wrapper=("unshare", "--mount"),
+    )
+    assert done.stdout == "28 pid ['filler']\n['filler', 'pid'] True\n", done
+
+
 # --- contention -----------------------------------------------------------------------------------------------------
 
 CONTENDER = """
@@ -454,6 +706,144 @@ def test_holders_that_die_while_others_start(tmp_path: Path) -> None:
             assert process.returncode in {0, -9}, err
     with PidFile(tmp_path / "pid"):
         assert sorted(os.listdir(tmp_path)) == ["alone", "pid", "program.py"]
+
+
+STORM = """
+    import random
+    rounds, chance = int(sys.argv[1]), random.Random(11)
+    daemonkit.PidFile, daemonkit.AlreadyRunningError  # loaded once: a start is one fork then
+    told, tell = os.pipe()
+    living = set()
+
+    def fork(work):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                work()
+            except BaseException as error:
+                os.write(tell, f"error {os.getpid()} {error!r}\\n".encode())
+            os._exit(0)
+        living.add(pid)
+        return pid
+
+    def kill(pid):
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        living.remove(pid)
+
+    def start(gate):
+        os.close(gate[1])
+        os.read(gate[0], 1)  # the end of file: all are there
+        lock = daemonkit.PidFile("pid")
+        try:
+            lock.acquire()
+        except daemonkit.AlreadyRunningError as error:
+            os.write(tell, f"lost {os.getpid()} {error.pid}\\n".encode())
+        else:
+            os.write(tell, f"won {os.getpid()} 0\\n".encode())
+            wait()
+
+    def hammer(number, stop):
+        os.close(stop[1])
+        os.set_blocking(stop[0], False)
+        texts, pids, lock = set(), set(), daemonkit.PidFile("pid")
+        while True:
+            try:
+                if not os.read(stop[0], 1):
+                    break
+            except BlockingIOError:
+                pass
+            for _ in range(20):
+                with contextlib.suppress(FileNotFoundError):
+                    fd = os.open("pid", os.O_RDONLY)
+                    texts.add(os.read(fd, 100).decode())
+                    os.close(fd)
+                pids.add(lock.read_pid())
+        with open(f"reader{number}", "w") as file:
+            json.dump([sorted(texts), sorted(pids - {None})], file)
+
+    unread = ""
+    def said():
+        global unread
+        while "\\n" not in unread:
+            unread += os.read(told, 4096).decode()
+        line, _, unread = unread.partition("\\n")
+        word, pid, named = line.split(maxsplit=2)
+        assert word != "error", line
+        return word, int(pid), int(named)
+
+    def play(holder):
+        # One round of four starters; return who holds then, and whoever may have held meanwhile.
+        gate = os.pipe()
+        if holder and chance.random() < 0.7:
+            kill(holder)
+            holder = None
+        starters = [fork(lambda: start(gate)) for _ in range(4)]
+        victims = {starters[0]} if chance.random() < 0.3 else set()
+        os.close(gate[0])
+        os.close(gate[1])
+        for pid in (victims | {holder}) - {None}:
+            for _ in range(chance.randrange(20000)):
+                pass
+            kill(pid)
+        heard = {}
+        while set(starters) - victims - set(heard):
+            word, pid, named = said()
+            if pid in starters:  # not the last word of a victim of the round before
+                heard[pid] = word, named
+        won = {pid for pid, (word, _) in heard.items() if word == "won"}
+        lost = {pid: named for pid, (word, named) in heard.items() if word == "lost"}
+        for pid in set(lost) - victims:
+            os.waitpid(pid, 0)
+            living.remove(pid)
+        winners = won - victims
+        assert len(winners) <= 1, heard
+        assert winners or victims or holder, ("nobody won over a stale file", heard)
+        may = won | victims | ({holder} - {None})
+        assert set(lost.values()) <= may, (may, heard)
+        winner = min(winners, default=None)
+        if winner:
+            assert read("pid") == f"{winner}\\n" and daemonkit.PidFile("pid").read_pid() == winner, (winner, read("pid"))
+        return winner, won | victims
+
+    try:
+        with open("pid", "w") as file:
+            file.write("4194303\\n")
+        stop = os.pipe()
+        readers = [fork(lambda: hammer(number, stop)) for number in range(3)]
+        holder, held, wins = None, {4194303}, 0
+        for _ in range(rounds):
+            holder, more = play(holder)
+            held |= more
+            wins += holder is not None
+        if holder:
+            kill(holder)
+        os.close(stop[0])
+        os.close(stop[1])
+        for reader in readers:
+            os.waitpid(reader, 0)
+            living.remove(reader)
+        for number in range(3):
+            texts, pids = json.loads(read(f"reader{number}"))
+            assert set(texts) <= {f"{pid}\\n" for pid in held}, set(texts) - {f"{pid}\\n" for pid in held}
+            assert set(pids) <= held - {4194303}, set(pids) - held
+        with daemonkit.PidFile("pid"):
+            print(json.dumps({"wins": wins, "left": sorted(os.listdir("."))}))
+    finally:
+        for pid in list(living):
+            kill(pid)
+"""
+
+
+@pytest.mark.timeout(120 + CONTENDED)
+def test_a_storm_of_forked_starters_with_holders_and_starters_killed_at_any_moment(tmp_path: Path) -> None:
+    """Rounds of four starts that begin in one instant; three readers look at the raw file and at read_pid() all along."""
+    rounds = max(300, CONTENDED)
+    done = run(tmp_path, STORM, rounds, timeout=60 + rounds)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["wins"] > rounds / 2
+    assert result["left"] == ["pid", "program.py", "reader0", "reader1", "reader2"]
 
 
 # --- lockfile's own compliance tests ------------------------------------------------------------------------------
@@ -561,6 +951,22 @@ def test_a_holder_in_another_pid_namespace_holds(tmp_path: Path) -> None:
     assert done.stdout == f"{holder}\n", done
     os.kill(holder, signal.SIGKILL)
     ended(holder)
+
+
+def test_a_mutex_that_nobody_lets_go_of_is_an_error_and_no_hang(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a holder that was killed in those few calls, while a descendant of its has the file open."""
+    monkeypatch.setattr(_pidfile, "_MUTEX_PATIENCE", 0.05)
+    path = tmp_path / "pid"
+    path.write_text(f"{DEAD}\n")
+    with path.open("r+") as left_open:
+        _pidfile._lock(left_open.fileno(), __import__("fcntl").F_WRLCK, 0, 1)
+        with pytest.raises(lockfile.LockFailed, match="another process keeps it locked"):
+            PidFile(path).acquire()
+        assert path.read_text() == f"{DEAD}\n"
+    with PidFile(path):
+        assert pid_in(path) == os.getpid()
 
 
 def test_threads_on_different_paths_do_not_disturb_each_other(tmp_path: Path) -> None:
