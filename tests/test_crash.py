@@ -101,6 +101,7 @@ def test_any_of_the_three_processes_killed_at_any_moment(tmp_path: Path) -> None
             if victim:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(victim, signal.SIGKILL)  # its parent has not reaped it, or it is gone
+                eventually(lambda victim=victim: not alive(victim))
             status = caller.wait(harness.PATIENCE)
             assert caller.stderr
             error = caller.stderr.read()
