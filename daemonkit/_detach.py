@@ -74,6 +74,8 @@ class _Plan:
 class DetachedContext(DaemonContext):
     """Turn this program into a daemon for the body of a ``with``.
 
+    ::
+
         with daemonkit.detached(pidfile="app.pid", stdout="app.log", stderr=daemonkit.STDOUT):
             main()
 
