@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="session", autouse=True)
 def _subreaper() -> None:
     harness.become_subreaper()
+    # Under nohup, or as a shell's background job, these come ignored, and every program under test would inherit it.
+    for number, default in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, default)
 
 
 @pytest.fixture(autouse=True)

@@ -838,7 +838,7 @@ STORM = """
 @pytest.mark.timeout(120 + CONTENDED)
 def test_a_storm_of_forked_starters_with_holders_and_starters_killed_at_any_moment(tmp_path: Path) -> None:
     """Rounds of four starts that begin in one instant; three readers look at the raw file and at read_pid() all along."""
-    rounds = max(300, CONTENDED)
+    rounds = max(100, CONTENDED)
     done = run(tmp_path, STORM, rounds, timeout=60 + rounds)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
