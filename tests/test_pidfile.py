@@ -986,3 +986,20 @@ def test_threads_on_different_paths_do_not_disturb_each_other(tmp_path: Path) ->
     for thread in threads:
         thread.join()
     assert failures == [] and os.listdir(tmp_path) == []
+
+
+def test_it_serves_as_the_pidfile_of_a_plain_daemon_context(tmp_path: Path) -> None:
+    run(
+        tmp_path,
+        """
+        import daemon
+        home = os.getcwd()
+        with daemon.DaemonContext(pidfile=daemonkit.PidFile("pid"), detach_process=True):
+            report(home + "/report", held=daemonkit.PidFile(home + "/pid").read_pid())
+            wait()
+    """,
+    )
+    facts = harness.reported(tmp_path)
+    assert facts["held"] == facts["pid"] == pid_in(tmp_path / "pid")
+    harness.stop(facts["pid"])
+    eventually(lambda: not (tmp_path / "pid").exists())
