@@ -213,7 +213,11 @@ class Hold:
         the text is written in one piece, padded to its old length and only then shortened.
         """
         me = _process.identity()
-        with _mutex(self.fd, self.path):
+        # The mutex is taken on a descriptor of its own: one that descendants share could outlive this process.
+        with contextlib.ExitStack() as stack:
+            own = os.open(self.name, _WRITE, dir_fd=self.directory)
+            stack.callback(os.close, own)
+            stack.enter_context(_mutex(own, self.path))
             if not self.is_current():
                 raise FileNotFoundError(errno.ENOENT, "removed or replaced while the daemon was starting", self.path)
             text, length = b"%d\n" % me.pid, os.fstat(self.fd).st_size

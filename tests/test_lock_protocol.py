@@ -160,7 +160,6 @@ class Contender:
     took_over: bool = False  # a daemon that may have made the lock its own
     believes: bool = False  # it was told that it holds, and has not begun to release
     published: bool = False  # the file names it
-    mutex: int | None = None  # the descriptor by which it has the mutex
     seen: set[int] | None = None  # who was published at some time during its present attempt
     steady: Group | None = None  # who held all through its present look
     error: BaseException | None = None
@@ -396,10 +395,6 @@ class World:
                 if where == inode(fd) and pid != me.who.pid and start <= pid < start + length:
                     return FLOCK.pack(fcntl.F_WRLCK, whence, pid, 1, pid)
             return FLOCK.pack(fcntl.F_UNLCK, whence, start, length, 0)
-        if (start, length) == (0, 1):
-            result = function(fd, command, argument)
-            me.mutex = fd if kind == fcntl.F_WRLCK else None
-            return result
         if me.parent and command == fcntl.F_OFD_SETLK and start + (length or HOLDER_RANGE + 1) > HOLDER_RANGE:
             me.took_over = True
         return function(fd, command, argument)
@@ -426,10 +421,6 @@ class World:
         me.believes = me.published = False
         self.records = {key: None for key in self.records if key[0] != me.who.pid}
         kept = {hold.fd for hold in me.holds} if me.orphan else set()
-        if me.mutex is not None:
-            # Not what the kernel does where a descendant has the same open file: the mutex would last as long as that.
-            # It takes a kill within the few system calls of a hand-over, and costs the next start a LockFailed.
-            fcntl.fcntl(me.mutex, fcntl.F_OFD_SETLK, FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 1, 0))
         for fd in [fd for fd, owners in self.owners.items() if me in owners]:
             if fd in kept:
                 self.owners[fd].add("a descendant")
@@ -751,6 +742,14 @@ def test_a_hand_over_with_either_side_killed_at_any_system_call_stops_nobody_aft
         for daemon_pid in (9, 123456):
             part = Part("launcher", dies=dies, daemon_dies=daemon_dies, daemon_pid=daemon_pid)
             World(Scenario("stale", (part,), ()), tmp_path).run()
+
+
+def test_a_start_that_is_killed_wholly_leaves_the_file_free_also_while_a_descendant_has_its_lock_open(
+    tmp_path: Path,
+) -> None:
+    for daemon_dies in range(20):
+        part = Part("launcher", dies=AFTER_ITS_FORK, orphan=True, daemon_dies=daemon_dies)
+        World(Scenario("none", (part,), ()), tmp_path).run()
 
 
 # --- planted bugs ---------------------------------------------------------------------------------------------------

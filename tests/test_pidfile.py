@@ -956,7 +956,7 @@ def test_a_holder_in_another_pid_namespace_holds(tmp_path: Path) -> None:
 def test_a_mutex_that_nobody_lets_go_of_is_an_error_and_no_hang(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As after a holder that was killed in those few calls, while a descendant of its has the file open."""
+    """As where a process was stopped in those few calls."""
     monkeypatch.setattr(_pidfile, "_MUTEX_PATIENCE", 0.05)
     path = tmp_path / "pid"
     path.write_text(f"{DEAD}\n")
