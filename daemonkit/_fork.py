@@ -128,32 +128,40 @@ def _wait(ends: Iterable[int | socket.socket], deadline: float | None) -> set[in
 
 
 def _await(middle_end: socket.socket, middle: int, timeout: float | None, mask: Iterable[int]) -> NoReturn:
-    """Wait for the verdict; end with status 0, or raise."""
-    said = bytearray()  # filled as it comes in, so that no exception can lose it
+    """Wait for the verdict; end with status 0, or raise.
+
+    Signals stay blocked but for the moments of waiting, so that no exception can come between what the middle
+    process says and what is made of it.
+    """
+    said = bytearray()
     try:
         try:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            in_time = _read_verdict(middle_end, said, timeout)
+            in_time = _read_verdict(middle_end, said, timeout, mask)
         except BaseException:
             _settle(middle_end, middle, said, call_off=True)
             raise
-        if said[:1] == _STARTED:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(middle, 0)
-        else:
-            _settle(middle_end, middle, said, call_off=not in_time)
+        _settle(middle_end, middle, said, call_off=not in_time)
         raise _start_error(bytes(said), None if in_time else timeout)
     finally:
-        # Whatever else goes on here, a Ctrl-C for one: the daemon runs, and to say otherwise would be false.
-        if said[:1] == _STARTED:
-            os._exit(0)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _read_verdict(middle_end: socket.socket, said: bytearray, timeout: float | None) -> bool:
-    """Add what the middle process says to `said`; return False if the verdict takes too long."""
+def _read_verdict(
+    middle_end: socket.socket, said: bytearray, timeout: float | None, mask: Iterable[int] | None = None
+) -> bool:
+    """Add what the middle process says to `said`; return False if the verdict takes too long.
+
+    With a mask, signals are let in by it while waiting, and only then: whatever has been said is not lost.
+    """
     deadline = None if timeout is None else time.monotonic() + timeout
     while said[:1] != _STARTED:
-        if not _wait([middle_end], deadline):
+        try:
+            if mask is not None:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            ready = _wait([middle_end], deadline)
+        finally:
+            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        if not ready:
             return False
         try:
             part = middle_end.recv(_BUFFER)
@@ -166,19 +174,17 @@ def _read_verdict(middle_end: socket.socket, said: bytearray, timeout: float | N
 
 
 def _settle(middle_end: socket.socket, middle: int, said: bytearray, *, call_off: bool) -> None:
-    """Have the daemon ended, unless it turns out to have started a moment ago; clear up, uninterrupted."""
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    try:
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        if call_off:
-            _say(middle_end, _ABORT)
-            # The middle takes no longer than the grace; one that was stopped or killed does not answer at all.
-            _read_verdict(middle_end, said, 3 * _GRACE)
-        if said[:1] != _STARTED:
-            _clear(middle)
-    finally:
-        if said[:1] != _STARTED:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    """End with status 0 if the daemon runs, though it be since a moment ago; else have it ended, and clear up."""
+    if call_off:
+        _say(middle_end, _ABORT)
+        # The middle takes no longer than the grace; one that was stopped or killed does not answer at all.
+        _read_verdict(middle_end, said, 3 * _GRACE)
+    if said[:1] == _STARTED:
+        try:
+            os.waitpid(middle, 0)
+        finally:  # whatever happens: the daemon runs, and to say otherwise would be false
+            os._exit(0)
+    _clear(middle)
 
 
 def _clear(middle: int) -> None:
