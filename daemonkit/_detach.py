@@ -484,7 +484,7 @@ def _check_signals(context: DetachedContext) -> None:
             raise ValueError(f"signal_map: {key!r} can be neither handled nor ignored")
         if isinstance(action, str):
             if not callable(getattr(context, action, None)):
-                raise ValueError(f'signal_map: no method {action!r} here; "terminate" and "reopen" are')  # noqa: TRY004
+                raise ValueError(f'signal_map: no method {action!r} here; "terminate" and "reopen" are')  # noqa: TRY004 - its type is right
         elif not (action is None or callable(action) or action in (signal.SIG_DFL, signal.SIG_IGN)):
             raise TypeError(f"signal_map: None, a method's name or a handler for {key!r}, not {action!r}")
 
