@@ -68,6 +68,8 @@ class _Plan:
     handlers: dict[int, Callable[[int, FrameType | None], object] | int]
     sources: tuple[Source | None, ...]
     keep: frozenset[int]
+    handed: frozenset[int]
+    """Descriptors that this program was handed, to be closed."""
     notify: socket.socket | None
 
 
@@ -282,6 +284,9 @@ class DetachedContext(DaemonContext):
             fd: _inside(source.path, chroot) for fd, source in enumerate(sources) if fd and source and source.path
         }
         own = {source.fd for source in sources if source} | ({notify.fileno()} if notify else set())
+        keep = preserved | own | _pidfile.descriptors() | _handed_streams(self) | _listen_fds()
+        # Here and not in the daemon, where each page that is touched is copied first.
+        handed = set() if self.close_fds == "all" else _stdio.inherited_descriptors(copies=bool(self.detach_process))
         _stdio.flush()
         return _Plan(
             owner=owner,
@@ -290,7 +295,8 @@ class DetachedContext(DaemonContext):
             chroot=chroot,
             handlers=handlers,
             sources=sources,
-            keep=frozenset(preserved | own | _pidfile.descriptors() | _handed_streams(self) | _listen_fds()),
+            keep=frozenset(keep),
+            handed=frozenset(handed - keep),
             notify=notify,
         )
 
@@ -348,7 +354,7 @@ class DetachedContext(DaemonContext):
         """
         if self.detached:
             _pidfile.adopt()
-        self._close_descriptors(set(plan.keep))
+        self._close_descriptors(plan)
         if plan.chroot is not None:
             _base.change_root_directory(plan.chroot)
         if self.prevent_core:
@@ -369,13 +375,12 @@ class DetachedContext(DaemonContext):
         if not self.wait_ready:
             self._announce(None)
 
-    def _close_descriptors(self, keep: set[int]) -> None:
-        if self._reporter is not None:
-            keep.add(self._reporter.fileno())
-        if self.close_fds == "all":
-            _stdio.close_all(keep)
+    def _close_descriptors(self, plan: _Plan) -> None:
+        if self.close_fds == "all":  # looked up here: the caller's other threads may have opened more
+            ours = self._reporter.descriptors() if self._reporter else set()
+            _stdio.close(set(_stdio.open_descriptors()) - plan.keep - ours)
         else:
-            _stdio.close_inherited(keep, copies=self.detached)
+            _stdio.close(plan.handed)
 
     def _announce(self, status: str | None) -> None:
         if self._reporter is not None:

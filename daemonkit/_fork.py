@@ -5,8 +5,10 @@ the middle's child. The middle stays until the daemon counts as started: as the 
 exit status, it can end the daemon without ever hitting a stranger, and it pins the process group. It runs with
 all signals blocked, so a terminal that hangs up in the meantime does not stop a start.
 
-Two sockets carry the report: the daemon tells the middle, the middle tells the caller. A message is one byte,
-and text where there is any, up to the end of the stream.
+Three socket pairs carry the report, one between each two. A message is one byte, and text where there is any, up
+to the end of the stream. That it has started the daemon tells the middle first and then the caller, which need not
+wait for the middle to wake up: by then nothing can overtake it. All else is the middle's to say, and once a start
+has been called off only the middle is believed.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from daemonkit.errors import StartError, StartTimeoutError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from contextlib import AbstractContextManager
 
 SIGNALS: Final = frozenset(map(int, signal.valid_signals()))
 """Every signal there is here, real-time ones too; asking takes longer than a system call."""
@@ -42,28 +45,29 @@ _BUFFER: Final = 1 << 16
 class Reporter:
     """The daemon's end: it says once whether the start went well."""
 
-    def __init__(self, connection: socket.socket) -> None:
-        """Take over the socket to the middle process."""
-        self._connection = connection
+    def __init__(self, middle: socket.socket, caller: socket.socket) -> None:
+        """Take over the sockets to the middle process and to the caller."""
+        self._middle, self._caller = middle, caller
 
-    def fileno(self) -> int:
-        """Return its descriptor, to be kept open."""
-        return self._connection.fileno()
+    def descriptors(self) -> set[int]:
+        """Return its descriptors, to be kept open."""
+        return {self._middle.fileno(), self._caller.fileno()}
 
     def started(self) -> None:
         """Tell the caller that the daemon counts as started; StartError if it was told otherwise already."""
-        with self._connection:
+        with self._middle, self._caller:
             try:
-                self._connection.sendall(_STARTED, socket.MSG_NOSIGNAL)
+                self._middle.sendall(_STARTED, socket.MSG_NOSIGNAL)
             except OSError as error:
                 raise StartError(
                     "the process that watched over this start was killed, so the caller was told that it failed"
                 ) from error
+            _say(self._caller, _STARTED)
 
     def failed(self, text: str, status: int) -> NoReturn:
         """Tell the caller why not, and end this process: exit handlers and open files are the caller's again."""
-        with contextlib.suppress(OSError), self._connection:
-            self._connection.sendall(_FAILED + text.encode(errors="backslashreplace"), socket.MSG_NOSIGNAL)
+        with self._middle:
+            _say(self._middle, _FAILED + text.encode(errors="backslashreplace"))
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 stream.flush()
@@ -76,21 +80,28 @@ def detach(timeout: float | None) -> Reporter:  # noqa: RET503 - _await does not
     The caller exits with status 0 once the daemon counts as started, or raises: StartError, StartTimeoutError
     after `timeout` seconds, or whatever interrupts it; by then the daemon has ended.
     """
-    ours, theirs = _socketpair()
-    with ours, theirs:
+    with contextlib.ExitStack() as ends:
+        pairs = [tuple(map(ends.enter_context, _socketpair())) for _ in range(3)]
+        to_middle, from_daemon = pairs[0][0], pairs[1][0]
+        # If SIGCHLD is ignored, the kernel reaps the daemon, and its exit status is lost to the middle process.
+        before = signal.getsignal(signal.SIGCHLD)
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         try:
             # Until each process has its handlers: a Ctrl-C must find the caller waiting, a hang-up nobody.
             signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-            middle = _fork()
+            with _quiet(), _pidfile.inherited():
+                middle = _fork()
+                if middle == 0:
+                    ends.pop_all()
+                    to_middle.close()
+                    from_daemon.close()
+                    return _lead(pairs[0][1], pairs[1][1], pairs[2], before)
         except BaseException:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             raise
-        if middle == 0:
-            ours.close()
-            return _lead(theirs)
-        theirs.close()
-        _await(ours, middle, timeout, mask)
+        for end in (pairs[0][1], pairs[1][1], *pairs[2]):
+            end.close()
+        _await(to_middle, from_daemon, middle, timeout, mask)
 
 
 def _socketpair() -> tuple[socket.socket, socket.socket]:
@@ -101,15 +112,19 @@ def _socketpair() -> tuple[socket.socket, socket.socket]:
         raise OSError(error.errno, text) from error
 
 
+def _quiet() -> AbstractContextManager[object]:
+    """Keep 3.12 and later from warning of threads that stay behind: detached() has, and named them."""
+    if sys.version_info < (3, 12):
+        return contextlib.nullcontext()
+    return warnings.catch_warnings(action="ignore", category=DeprecationWarning)
+
+
 def _fork() -> int:
-    with warnings.catch_warnings(), _pidfile.inherited():
-        # 3.12 warns where threads live. detached() has warned already, and named them.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        try:
-            return os.fork()  # noqa: TID251 - the one place
-        except OSError as error:
-            text = f"{error.strerror}: no process for the daemon; end some, or raise the limit (ulimit -u)"
-            raise OSError(error.errno, text) from error
+    try:
+        return os.fork()  # noqa: TID251 - the one place
+    except OSError as error:
+        text = f"{error.strerror}: no process for the daemon; end some, or raise the limit (ulimit -u)"
+        raise OSError(error.errno, text) from error
 
 
 def _wait(ends: Iterable[int | socket.socket], deadline: float | None) -> set[int]:
@@ -127,16 +142,18 @@ def _wait(ends: Iterable[int | socket.socket], deadline: float | None) -> set[in
 # --- the caller -------------------------------------------------------------------------------------------------
 
 
-def _await(middle_end: socket.socket, middle: int, timeout: float | None, mask: Iterable[int]) -> NoReturn:
+def _await(
+    middle_end: socket.socket, daemon_end: socket.socket, middle: int, timeout: float | None, mask: Iterable[int]
+) -> NoReturn:
     """Wait for the verdict; end with status 0, or raise.
 
-    Signals stay blocked but for the moments of waiting, so that no exception can come between what the middle
-    process says and what is made of it.
+    Signals stay blocked but for the moments of waiting, so that no exception can come between what is said and
+    what is made of it.
     """
     said = bytearray()
     try:
         try:
-            in_time = _read_verdict(middle_end, said, timeout, mask)
+            in_time = _read_verdict([middle_end, daemon_end], said, timeout, mask)
         except BaseException:
             _settle(middle_end, middle, said, call_off=True)
             raise
@@ -147,28 +164,32 @@ def _await(middle_end: socket.socket, middle: int, timeout: float | None, mask: 
 
 
 def _read_verdict(
-    middle_end: socket.socket, said: bytearray, timeout: float | None, mask: Iterable[int] | None = None
+    ends: list[socket.socket], said: bytearray, timeout: float | None, mask: Iterable[int] | None = None
 ) -> bool:
     """Add what the middle process says to `said`; return False if the verdict takes too long.
 
-    With a mask, signals are let in by it while waiting, and only then: whatever has been said is not lost.
+    A second end is the daemon's, which says no more than that it has started. With a mask, signals are let in
+    by it while waiting, and only then: whatever has been said is not lost.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
     while said[:1] != _STARTED:
         try:
             if mask is not None:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            ready = _wait([middle_end], deadline)
+            ready = _wait(ends, deadline)
         finally:
             signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         if not ready:
             return False
+        end = next(end for end in ends if end.fileno() in ready)
         try:
-            part = middle_end.recv(_BUFFER)
+            part = end.recv(_BUFFER)
         except ConnectionResetError:  # it ended without reading what it was told
+            part = b""
+        if not part and end is ends[0]:
             return True
-        if not part:
-            return True
+        if end is not ends[0]:
+            ends.pop()
         said += part
     return True
 
@@ -178,7 +199,7 @@ def _settle(middle_end: socket.socket, middle: int, said: bytearray, *, call_off
     if call_off:
         _say(middle_end, _ABORT)
         # The middle takes no longer than the grace; one that was stopped or killed does not answer at all.
-        _read_verdict(middle_end, said, 3 * _GRACE)
+        _read_verdict([middle_end], said, 3 * _GRACE)
     if said[:1] == _STARTED:
         try:
             os.waitpid(middle, 0)
@@ -228,13 +249,15 @@ def _signal_name(number: int) -> str:
 # --- the middle process -----------------------------------------------------------------------------------------
 
 
-def _lead(caller_end: socket.socket) -> Reporter:
+def _lead(
+    caller_end: socket.socket, past_middle: socket.socket, pair: tuple[socket.socket, ...], on_child: object
+) -> Reporter:
     """Lead a new session and fork the daemon in it; return in the daemon alone."""
+    ours, theirs = pair
     try:
         os.setsid()
-        ours, theirs = _socketpair()
-        # If SIGCHLD is ignored, the kernel reaps the daemon and its exit status is lost.
-        before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        if on_child in (signal.SIG_IGN, None):  # None: not set from Python, so it can't be set again from here
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         daemon = _fork()
     except BaseException:  # noqa: BLE001 - whatever it is, the caller is to learn it, and this process ends here
         _say(caller_end, _accident())
@@ -242,9 +265,10 @@ def _lead(caller_end: socket.socket) -> Reporter:
     if daemon == 0:
         caller_end.close()
         ours.close()
-        if before is not None:  # None: not set from Python, so it can't be set again from here
-            signal.signal(signal.SIGCHLD, before)
-        return Reporter(theirs)
+        if on_child == signal.SIG_IGN:
+            signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        return Reporter(theirs, past_middle)
+    past_middle.close()
     theirs.close()
     try:
         verdict = _watch(caller_end, ours, daemon)

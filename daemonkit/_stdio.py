@@ -195,7 +195,7 @@ def _is_usable(stream: object) -> TypeGuard[TextIO]:
         return False
 
 
-# --- closing the rest, in the daemon --------------------------------------------------------------------------
+# --- closing the rest --------------------------------------------------------------------------
 
 
 def open_descriptors() -> list[int]:
@@ -217,22 +217,20 @@ def _is_open(fd: int) -> bool:
     return True
 
 
-def close_inherited(keep: set[int], *, copies: bool) -> None:
-    """Close what this program was handed: descriptors without close-on-exec (PEP 446: its own have it).
+def inherited_descriptors(*, copies: bool) -> set[int]:
+    """Return what this program was handed: descriptors without close-on-exec (PEP 446: its own have it).
 
     With `copies`, also duplicates of 0, 1, 2 that are a pipe, a terminal or a socket, so that whoever reads the
     other end sees its end.
     """
     channels = {_inode(fd) for fd in range(3) if copies and _is_channel(fd)}
-    for fd in open_descriptors():
-        if fd not in keep and (os.get_inheritable(fd) or (channels and _inode(fd) in channels)):
-            os.close(fd)
+    return {fd for fd in open_descriptors() if os.get_inheritable(fd) or (channels and _inode(fd) in channels)}
 
 
-def close_all(keep: set[int]) -> None:
-    """Close every descriptor above 2 but these."""
-    for fd in open_descriptors():
-        if fd not in keep:
+def close(descriptors: Iterable[int]) -> None:
+    """Close them; one that a signal handler closed meanwhile is none of our business."""
+    for fd in descriptors:
+        with contextlib.suppress(OSError):
             os.close(fd)
 
 

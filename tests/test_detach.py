@@ -1052,15 +1052,14 @@ def test_a_start_does_not_wait_for_a_stray_fork_that_has_its_socket_open(tmp_pat
         tmp_path,
         """
         from daemonkit import _fork
-        real = _fork._socketpair
+        real, made = _fork._socketpair, []
         def with_stray():
-            pair = real()
-            if os.getpid() == caller and os.fork() == 0:
+            made.append(pair := real())
+            if len(made) == 3 and os.fork() == 0:
                 os.closerange(0, 3)
                 report("stray")
                 wait()
             return pair
-        caller = os.getpid()
         _fork._socketpair = with_stray
         with daemonkit.detached(working_directory="."):
             report()
