@@ -5,9 +5,11 @@ Nothing is loaded until a name is used: importing daemonkit costs a fraction of 
 
 TYPE_CHECKING = False  # type checkers take this name for typing's, which would have to be imported
 if TYPE_CHECKING:
-    from daemonkit._constants import DEVNULL, STDOUT
+    from daemonkit._constants import DEVNULL, INHERIT, PIPE, STDOUT
     from daemonkit._detach import DetachedContext, detached
+    from daemonkit._handle import DetachedProcess
     from daemonkit._pidfile import PidFile
+    from daemonkit._spawn import spawn_detached
     from daemonkit.errors import (
         AlreadyRunningError,
         DaemonkitError,
@@ -21,23 +23,31 @@ __version__ = "0.1.0.dev0"
 
 __all__ = [
     "DEVNULL",
+    "INHERIT",
+    "PIPE",
     "STDOUT",
     "AlreadyRunningError",
     "DaemonkitError",
     "DetachedContext",
+    "DetachedProcess",
     "NotRunningError",
     "PidFile",
     "StartError",
     "StartTimeoutError",
     "StopTimeoutError",
     "detached",
+    "spawn_detached",
 ]
 
 _HOME = {
     "DetachedContext": "_detach",
     "detached": "_detach",
+    "DetachedProcess": "_handle",
     "PidFile": "_pidfile",
+    "spawn_detached": "_spawn",
     "DEVNULL": "_constants",
+    "INHERIT": "_constants",
+    "PIPE": "_constants",
     "STDOUT": "_constants",
 }
 

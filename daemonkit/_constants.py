@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
+PIPE: Final = -1
+"""A pipe to or from the caller."""
 STDOUT: Final = -2
 """For stderr: where stdout goes."""
 DEVNULL: Final = -3
 """The null device."""
+INHERIT: Final = -4
+"""The caller's own stream."""

@@ -9,10 +9,8 @@ from __future__ import annotations
 import atexit
 import contextlib
 import errno
-import grp
 import logging
 import os
-import pwd
 import signal
 import sys
 import threading
@@ -22,12 +20,12 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import FrameType, ModuleType, TracebackType
-from typing import TYPE_CHECKING, Final, Literal, NoReturn, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Final, Literal, NoReturn, Self, cast
 
 from daemon import daemon as _base
 from daemon.daemon import DaemonContext
 
-from daemonkit import _fork, _notify, _pidfile, _process, _stdio
+from daemonkit import _fork, _notify, _pidfile, _process, _stdio, _users
 from daemonkit._constants import STDOUT
 from daemonkit._pidfile import PidFile
 
@@ -38,30 +36,18 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("daemonkit")
 
-_T = TypeVar("_T")
 SignalKey = int | str
 Action = str | Callable[[int, FrameType | None], object] | int | None
 """What a signal does: None ignores it, a string names a method, else as in `signal.signal`."""
 
-_CAP_SETGID: Final = 6  # capabilities(7), linux/capability.h
-_CAP_SETUID: Final = 7
-_CAP_SYS_CHROOT: Final = 18
-
-
-@dataclass(frozen=True)
-class _Owner:
-    """Who the daemon runs as; `groups` None leaves the supplementary groups alone."""
-
-    uid: int
-    gid: int
-    groups: tuple[int, ...] | None
+_CAP_SYS_CHROOT: Final = 18  # capabilities(7), linux/capability.h
 
 
 @dataclass(frozen=True)
 class _Plan:
     """What the daemon does to itself, settled in the caller."""
 
-    owner: _Owner
+    owner: _users.Owner
     umask: int
     directory: str
     chroot: str | None
@@ -266,7 +252,7 @@ class DetachedContext(DaemonContext):
     def _prepare(self, always: contextlib.ExitStack, undo: contextlib.ExitStack) -> _Plan:
         """Settle all that can be refused; `undo` takes back what was done if anything is, or if the start fails."""
         self._refuse_odd_callers()
-        owner = _owner_of(self.uid, self.gid, initgroups=self.initgroups)
+        owner = _users.owner_of(self.uid, self.gid, initgroups=self.initgroups)
         chroot, directory = _directories(self.chroot_directory, self.working_directory)
         umask = _current_umask() | 0o022 if self.umask is None else self.umask
         handlers = {_signal(key): self._handler(action) for key, action in self.signal_map.items()}
@@ -325,7 +311,7 @@ class DetachedContext(DaemonContext):
                 return action
 
     def _open_sources(
-        self, umask: int, owner: _Owner, always: contextlib.ExitStack, undo: contextlib.ExitStack
+        self, umask: int, owner: _users.Owner, always: contextlib.ExitStack, undo: contextlib.ExitStack
     ) -> tuple[Source | None, ...]:
         """Open what 0, 1 and 2 become. In the foreground stdout and stderr stay unless they are given."""
         sources: list[Source | None] = []
@@ -361,7 +347,7 @@ class DetachedContext(DaemonContext):
             _base.prevent_core_dump()
         _base.change_file_creation_mask(plan.umask)
         _base.change_working_directory(plan.directory)
-        _change_owner(plan.owner)
+        _users.change_owner(plan.owner)
         self.uid, self.gid, self._umask = plan.owner.uid, plan.owner.gid, plan.umask
         _stdio.redirect(plan.sources)
         _stdio.rebind()
@@ -447,13 +433,13 @@ def _check(context: DetachedContext) -> None:
     for item in context.files_preserve or ():
         if item is not None:
             _stdio.descriptor_of("files_preserve", item)
-    _check_number("umask", context.umask, 0o777)
+    _process.check_number("umask", context.umask, 0o777)
     _process.check_seconds("start_timeout", context.start_timeout)
     if context.start_timeout is not None and context.start_timeout <= 0:
         raise ValueError(f"start_timeout: more than 0 seconds, or None, not {context.start_timeout!r}")
     _check_paths(context)
     _check_signals(context)
-    _owner_of(context.uid, context.gid, initgroups=context.initgroups)
+    _users.owner_of(context.uid, context.gid, initgroups=context.initgroups)
 
 
 def _check_paths(context: DetachedContext) -> None:
@@ -468,16 +454,6 @@ def _check_paths(context: DetachedContext) -> None:
         context.pidfile = PidFile(os.fsdecode(context.pidfile))  # assigned since
     if context.pidfile is not None and not isinstance(context.pidfile, AbstractContextManager):
         raise TypeError(f"pidfile: a path, a PidFile or another context manager, not {context.pidfile!r}")
-
-
-def _check_number(name: str, value: object, highest: int) -> None:
-    text = f"{name}: a number from 0 to {highest:#o} or None, not {value!r}"
-    if value is None:
-        return
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(text)
-    if not 0 <= value <= highest:
-        raise ValueError(text)
 
 
 def _check_signals(context: DetachedContext) -> None:
@@ -515,93 +491,22 @@ def _has_running_loop(asyncio: ModuleType) -> bool:
 # --- users and directories ----------------------------------------------------------------------------------------
 
 
-def _owner_of(uid: int | str | None, gid: int | str | None, *, initgroups: bool) -> _Owner:
-    """Return who to become; LookupError for a name nobody has, PermissionError without the right to."""
-    user = _entry("uid", uid, pwd.getpwnam, pwd.getpwuid)
-    group = _entry("gid", gid, grp.getgrnam, grp.getgrgid)
-    number = os.getuid() if uid is None else user.pw_uid if user else cast("int", uid)
-    changes = uid is not None and {number} != {os.getuid(), os.geteuid()}
-    if gid is not None:
-        group_number = group.gr_gid if group else cast("int", gid)
-    elif user:
-        group_number = user.pw_gid
-    elif not changes:
-        group_number = os.getgid()
-    else:
-        raise LookupError(f"uid: {uid!r} has no entry in the user database, so no group of its own; give gid too")
-    groups = None
-    if changes:
-        groups = tuple(os.getgrouplist(user.pw_name, group_number)) if user and initgroups else ()
-    owner = _Owner(number, group_number, groups)
-    _check_rights(owner, uid, gid)
-    return owner
-
-
-def _entry(name: str, value: object, by_name: Callable[[str], _T], by_number: Callable[[int], _T]) -> _T | None:
-    if value is None:
-        return None
-    if isinstance(value, str):
-        try:
-            return by_name(value)
-        except KeyError:
-            raise LookupError(f"{name}: there is no {'user' if name == 'uid' else 'group'} {value!r}") from None
-    _check_number(name, value, 2**32 - 2)
-    try:
-        return by_number(cast("int", value))
-    except KeyError:
-        return None  # a number needs no entry
-
-
-def _check_rights(owner: _Owner, uid: object, gid: object) -> None:
-    if owner.uid not in os.getresuid() and not _has_capability(_CAP_SETUID):
-        raise PermissionError(
-            errno.EPERM, f"uid: only root (CAP_SETUID) can become {uid!r}; start as root, or as that user"
-        )
-    if (owner.groups is not None or owner.gid not in os.getresgid()) and not _has_capability(_CAP_SETGID):
-        raise PermissionError(
-            errno.EPERM, f"gid: only root (CAP_SETGID) can become {gid or uid!r}; start as root, or in that group"
-        )
-
-
-def _has_capability(number: int) -> bool:
-    with contextlib.suppress(OSError), open("/proc/self/status", "rb") as status:
-        for line in status:
-            if line.startswith(b"CapEff:"):
-                return bool(int(line.split()[1], 16) >> number & 1)
-    return os.geteuid() == 0
-
-
-def _change_owner(owner: _Owner) -> None:
-    if owner.groups is not None:
-        os.setgroups(owner.groups)
-    os.setresgid(owner.gid, owner.gid, owner.gid)
-    os.setresuid(owner.uid, owner.uid, owner.uid)
-
-
 def _directories(chroot: Path | None, working: Path) -> tuple[str | None, str]:
     """Return both as absolute paths, the second as seen from within the first; OSError if they can't be entered."""
     directory = os.fsdecode(working)
     if chroot is None:
         directory = os.path.abspath(directory)
-        _enterable(directory)
+        _stdio.check_enterable(directory)
         return None, directory
     root = os.path.abspath(os.fsdecode(chroot))
     directory = os.path.normpath("/" + directory)
-    _enterable(root)
-    _enterable(root + directory)
-    if not _has_capability(_CAP_SYS_CHROOT):
+    _stdio.check_enterable(root)
+    _stdio.check_enterable(root + directory)
+    if not _users.has_capability(_CAP_SYS_CHROOT):
         raise PermissionError(
             errno.EPERM, "chroot_directory: only root (CAP_SYS_CHROOT) can change the root; start as root", root
         )
     return root, directory
-
-
-def _enterable(directory: str) -> None:
-    try:
-        # The dot makes the kernel check the right to enter, without entering: open(2), path_resolution(7).
-        os.close(os.open(os.path.join(directory, "."), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
-    except OSError as error:
-        raise OSError(error.errno, os.strerror(error.errno or 0), directory) from None
 
 
 def _inside(path: str, root: str | None) -> str | None:

@@ -207,11 +207,7 @@ class Hold:
         return self.inode == (there.st_dev, there.st_ino)
 
     def claim(self) -> None:
-        """Make the calling process the one that the lock and the file name.
-
-        There is no moment at which either names nobody: the lock's range is widened or kept before it is cut, and
-        the text is written in one piece, padded to its old length and only then shortened.
-        """
+        """Make the calling process the one that the lock and the file name."""
         me = _process.identity()
         # The mutex is taken on a descriptor of its own: one that descendants share could outlive this process.
         with contextlib.ExitStack() as stack:
@@ -220,14 +216,22 @@ class Hold:
             stack.enter_context(_mutex(own, self.path))
             if not self.is_current():
                 raise FileNotFoundError(errno.ENOENT, "removed or replaced while the daemon was starting", self.path)
-            text, length = b"%d\n" % me.pid, os.fstat(self.fd).st_size
-            os.pwrite(self.fd, text.ljust(length, b"\n"), 0)
-            if length > len(text):
-                os.ftruncate(self.fd, len(text))
-            _lock(self.fd, fcntl.F_WRLCK, me.token, 0)
-            _lock(self.fd, fcntl.F_UNLCK, _PID_MAX, me.token - _PID_MAX)
-        self.owner = me
+            self.name_holder(me)
         _set_record(self.fd, fcntl.F_WRLCK, me.pid)
+
+    def name_holder(self, who: Identity) -> None:
+        """Make `who` the one that the lock and the file name; for whoever has the mutex, or is the holder so far.
+
+        There is no moment at which either names nobody: the lock's range is widened or kept before it is cut, and
+        the text is written in one piece, padded to its old length and only then shortened.
+        """
+        text, length = b"%d\n" % who.pid, os.fstat(self.fd).st_size
+        os.pwrite(self.fd, text.ljust(length, b"\n"), 0)
+        if length > len(text):
+            os.ftruncate(self.fd, len(text))
+        _lock(self.fd, fcntl.F_WRLCK, who.token, 0)
+        _lock(self.fd, fcntl.F_UNLCK, _PID_MAX, who.token - _PID_MAX)
+        self.owner = who
 
     def release(self) -> None:
         """Free the pidfile: removed, or emptied where this process may not remove it any more."""
@@ -345,29 +349,8 @@ class PidFile(PIDLockFile):
         `timeout` in seconds, by default the object's. Raises AlreadyRunningError, or `lockfile.LockTimeout` where
         it was to wait; OSError, with the path, for a file or directory that can't be used.
         """
-        timeout = self.timeout if timeout == _AS_BUILT else timeout
-        deadline = time.monotonic() + (math.inf if timeout is None else timeout)
-        while True:
-            try:
-                return self._acquire_now()
-            except AlreadyRunningError as error:
-                if timeout is not None and timeout <= 0:
-                    raise
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    raise LockTimeout(f"{error} (waited {timeout:g} s)") from error
-                _process.wait_for_end(error.pid, min(left, _SLICE))
-
-    def _acquire_now(self) -> None:
-        try:
-            while (hold := _publish(self.path)) is None:
-                _remove_stale(self.path)
-        except OSError as error:
-            # A live holder is the better answer: its file may be all that this user can read here.
-            with contextlib.suppress(OSError):
-                if holder := find_holder(self.path):
-                    raise _held(self.path, holder) from error
-            raise _explained(error, self.path) from error
+        hold = take(self.path, self.timeout if timeout == _AS_BUILT else timeout)
+        _set_record(hold.fd, fcntl.F_WRLCK, hold.owner.pid)
         _hook_fork()
         _holds.add(hold)
         self._hold = hold
@@ -413,6 +396,34 @@ class PidFile(PIDLockFile):
         return self._hold if self._hold in _holds else _hold_of(self.path)
 
 
+def take(path: str, timeout: float | None) -> Hold:
+    """Publish the file, locked and naming the caller, which is to keep or to hand on what it gets."""
+    deadline = time.monotonic() + (math.inf if timeout is None else timeout)
+    while True:
+        try:
+            return _take_now(path)
+        except AlreadyRunningError as error:
+            if timeout is not None and timeout <= 0:
+                raise
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise LockTimeout(f"{error} (waited {timeout:g} s)") from error
+            _process.wait_for_end(error.pid, min(left, _SLICE))
+
+
+def _take_now(path: str) -> Hold:
+    try:
+        while (hold := _publish(path)) is None:
+            _remove_stale(path)
+    except OSError as error:
+        # A live holder is the better answer: its file may be all that this user can read here.
+        with contextlib.suppress(OSError):
+            if holder := find_holder(path):
+                raise _held(path, holder) from error
+        raise _explained(error, path) from error
+    return hold
+
+
 _hooked = False
 
 
@@ -445,7 +456,6 @@ def _publish(path: str) -> Hold | None:
     if not linked:
         _close(fds)
         return None
-    _set_record(fd, fcntl.F_WRLCK, me.pid)
     return Hold(path, name, fds[0], fd, inode, me)
 
 
@@ -486,6 +496,8 @@ def _link(source: str, name: str, directory: int) -> bool:
 
 def _remove_stale(path: str) -> None:
     """Remove the file if nobody holds it; raise AlreadyRunningError if somebody does."""
+    if (hold := _hold_of(path)) and hold.is_current():
+        raise _held(path, Holder(*hold.owner, ours=True))  # opening it would drop our record lock
     try:
         fd = os.open(path, _WRITE)
     except FileNotFoundError:

@@ -1,13 +1,15 @@
-"""Processes seen from outside: start times, identities, ends."""
+"""Processes seen from outside: start times, identities, ends and exit statuses."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import math
 import os
 import select
+import struct
 import time
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 _HZ = os.sysconf("SC_CLK_TCK")
 _PID_BITS = 22  # the kernel's PID_MAX_LIMIT is 2**22: include/linux/threads.h
@@ -56,6 +58,14 @@ def _read_stat(pid: int | str) -> tuple[str, int]:
     return fields[0].decode(), int(fields[19])
 
 
+def identity_of(pid: int) -> Identity | None:
+    """Return a child's identity, though it be a zombie; None if somebody reaped it."""
+    try:
+        return Identity(pid, _read_stat(pid)[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
 def start_of(pid: int) -> int | None:
     """Return when process `pid` started, in clock ticks since boot; None if it has ended (a zombie has).
 
@@ -93,6 +103,17 @@ def check_seconds(name: str, value: object) -> None:
         raise ValueError(f"{name}: seconds or None, not {value!r}")
 
 
+def check_number(name: str, value: object, highest: int) -> None:
+    """Refuse what is not a number from 0 to `highest` or None: TypeError, ValueError."""
+    text = f"{name}: a number from 0 to {highest:#o} or None, not {value!r}"
+    if value is None:
+        return
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(text)
+    if not 0 <= value <= highest:
+        raise ValueError(text)
+
+
 def wait_for_end(pid: int | None, seconds: float) -> None:
     """Return when process `pid` ends, or after that many seconds, whichever is first."""
     with contextlib.ExitStack() as stack:
@@ -102,3 +123,90 @@ def wait_for_end(pid: int | None, seconds: float) -> None:
             stack.callback(os.close, pidfd)
             poll.register(pidfd, select.POLLIN)
         poll.poll(seconds * 1000)
+
+
+# --- ends and exit statuses, by pidfd: a number may be given out again, a pidfd never means another process -------
+
+_INFO = struct.Struct("QQ12I")  # struct pidfd_info of linux/pidfd.h: what is asked for, ..., the wait status
+_INFO_EXIT: Final = 1 << 3
+_GET_INFO: Final = 3 << 30 | _INFO.size << 16 | 0xFF << 8 | 11  # PIDFD_GET_INFO, Linux 6.15
+
+
+def has_ended(pidfd: int) -> bool:
+    """Tell whether the process is a zombie or gone."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def is_child(pidfd: int) -> bool:
+    """Tell whether it is a child of this process that nobody has reaped yet, so that its number is its own."""
+    try:
+        os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+    except OSError:
+        return False
+    return True
+
+
+def reap_child(pidfd: int) -> int | None:
+    """Return a child's exit status (negative: the signal), None while it runs; ChildProcessError if it is not ours."""
+    result = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
+    if result is None:
+        return None
+    return result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
+
+
+def told_status(pidfd: int) -> int | None:
+    """Return the exit status of a process that somebody else has reaped, where the kernel still tells it."""
+    info = bytearray(_INFO.pack(_INFO_EXIT, *[0] * 13))
+    try:
+        fcntl.ioctl(pidfd, _GET_INFO, info)
+    except OSError:
+        return None
+    known, *_, status = _INFO.unpack(info)
+    return os.waitstatus_to_exitcode(status) if known & _INFO_EXIT else None
+
+
+class _Dropped:
+    """Children whose handles were dropped: each is reaped at the next call of daemonkit after its end."""
+
+    def __init__(self) -> None:
+        self._pidfds: set[int] = set()
+        self._poll = select.poll()
+        self._parent = os.getpid()
+
+    def add(self, pidfd: int) -> None:
+        if self._parent != os.getpid():
+            self.__init__()  # type: ignore[misc]  # in a fork: what is in it are another process's children
+        self._pidfds.add(pidfd)
+        self._poll.register(pidfd, select.POLLIN)
+
+    def reap(self) -> None:
+        if not self._pidfds or self._parent != os.getpid():
+            return
+        try:
+            ended = self._poll.poll(0)
+        except RuntimeError:  # another thread is at it
+            return
+        for pidfd, _ in ended:
+            try:
+                self._pidfds.remove(pidfd)
+            except KeyError:  # ... and was first
+                continue
+            self._poll.unregister(pidfd)
+            with contextlib.suppress(ChildProcessError):  # somebody else reaped it
+                reap_child(pidfd)
+            os.close(pidfd)
+
+
+_dropped = _Dropped()
+
+
+def drop(pidfd: int) -> None:
+    """Take over the pidfd of a child that nobody will ask about any more."""
+    _dropped.add(pidfd)
+
+
+def reap() -> None:
+    """Reap the dropped children that have ended. Every public function of daemonkit calls this."""
+    _dropped.reap()

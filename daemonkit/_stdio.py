@@ -72,6 +72,15 @@ def check_path(name: str, path: Path) -> None:
         raise ValueError(f"{name}: {path!r} is no path")
 
 
+def check_enterable(directory: str) -> None:
+    """Refuse a directory that can't be entered: OSError with its path."""
+    try:
+        # The dot makes the kernel check the right to enter, without entering: open(2), path_resolution(7).
+        os.close(os.open(os.path.join(directory, "."), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+    except OSError as error:
+        raise OSError(error.errno, os.strerror(error.errno or 0), directory) from None
+
+
 def descriptor_of(name: str, value: object) -> int:
     """Return the descriptor of a number or an open file; TypeError or ValueError if it has none."""
     if isinstance(value, int) and not isinstance(value, bool):
@@ -88,10 +97,10 @@ def descriptor_of(name: str, value: object) -> int:
     return fd
 
 
-def open_source(name: str, value: StreamOption, umask: int) -> Source:
+def open_source(name: str, value: StreamOption, umask: int | None) -> Source:
     """Open what a stream is to become, on a descriptor above 2 so that no later `dup2` runs it over.
 
-    Logs are created 0o640 less `umask`. Raises OSError with the path.
+    Logs are created 0o640 less `umask` (None: the caller's). Raises OSError with the path.
     """
     if value is None or value == DEVNULL:
         return Source(_lifted(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), name))
@@ -106,7 +115,7 @@ def open_source(name: str, value: StreamOption, umask: int) -> Source:
     return Source(_above_2(descriptor_of(name, value), name))
 
 
-def open_log(path: str, umask: int) -> tuple[int, bool]:
+def open_log(path: str, umask: int | None) -> tuple[int, bool]:
     """Open a log for appending; return its descriptor and whether it was created. No symbolic link is followed."""
     flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW
     while True:
@@ -114,7 +123,8 @@ def open_log(path: str, umask: int) -> tuple[int, bool]:
             return _open_blocking(path, flags), False
         except FileNotFoundError:
             try:
-                fd = os.open(path, flags | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                mode = _LOG_MODE if umask is None else 0o600
+                fd = os.open(path, flags | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
             except FileExistsError:
                 if os.path.islink(path):
                     raise OSError(errno.ELOOP, _LINK, path) from None
@@ -123,7 +133,8 @@ def open_log(path: str, umask: int) -> tuple[int, bool]:
             if error.errno == errno.ELOOP:
                 raise OSError(errno.ELOOP, _LINK, path) from error
             raise
-        os.fchmod(fd, _LOG_MODE & ~umask)
+        if umask is not None:
+            os.fchmod(fd, _LOG_MODE & ~umask)
         return fd, True
 
 
@@ -176,6 +187,8 @@ def remove_if_empty(source: Source) -> None:
 
 def fill_closed(undo: contextlib.ExitStack) -> None:
     """Open the null device on whichever of 0, 1, 2 is closed, so that nothing else lands there."""
+    if all(map(_is_open, range(3))):
+        return
     while (fd := os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) < 3:
         undo.callback(os.close, fd)
     os.close(fd)
@@ -200,13 +213,24 @@ def _is_usable(stream: object) -> TypeGuard[TextIO]:
 
 def open_descriptors() -> list[int]:
     """Return the open descriptors above 2; the cost grows with them, not with RLIMIT_NOFILE."""
+    return [fd for fd in _numbers() if _is_open(fd)]
+
+
+def _numbers() -> Iterable[int]:
+    """Return the numbers above 2 that may be descriptors: the open ones, and that of the look itself."""
     try:
-        found: Iterable[int] = map(int, os.listdir("/proc/self/fd"))
+        return [fd for fd in map(int, os.listdir("/proc/self/fd")) if fd > 2]
     except OSError:
         # No /proc here, or a process that has changed its user may not look into its own: try every number that
         # can be one (the default of fs.nr_open), as RLIMIT_NOFILE may have been lowered since.
-        found = range(1 << 20)
-    return [fd for fd in found if fd > 2 and _is_open(fd)]
+        return range(3, 1 << 20)
+
+
+def _is_inheritable(fd: int) -> bool:
+    try:
+        return os.get_inheritable(fd)
+    except OSError:
+        return False
 
 
 def _is_open(fd: int) -> bool:
@@ -224,7 +248,7 @@ def inherited_descriptors(*, copies: bool) -> set[int]:
     other end sees its end.
     """
     channels = {_inode(fd) for fd in range(3) if copies and _is_channel(fd)}
-    return {fd for fd in open_descriptors() if os.get_inheritable(fd) or (channels and _inode(fd) in channels)}
+    return {fd for fd in _numbers() if _is_inheritable(fd) or (channels and _is_open(fd) and _inode(fd) in channels)}
 
 
 def close(descriptors: Iterable[int]) -> None:

@@ -1,0 +1,161 @@
+"""`DetachedProcess`: a process seen through its pidfd, which never comes to mean another one."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+from daemonkit import _process
+
+if TYPE_CHECKING:
+    from typing import IO
+
+_SIGNAL_GROUP: Final = 1 << 2  # PIDFD_SIGNAL_PROCESS_GROUP of linux/pidfd.h, Linux 6.9
+_LONGEST: Final = 3600.0  # seconds for one poll(2), whose milliseconds are an int
+
+
+class DetachedProcess:
+    """A program that `spawn_detached` launched, or the holder of a pidfile that `attach` found.
+
+    `pid`, `args`, `stdin`, `stdout`, `stderr` and `returncode` are as in `subprocess.Popen`. It works through a
+    pidfd (pidfd_open(2)), so it never means a process that was given the same number later. It may be dropped at any
+    time: the process goes on, and is reaped at daemonkit's next call after its end. Its methods can be called in any
+    thread; a copy in a forked process sees the end too, but has no claim to the exit status.
+
+    >>> p = daemonkit.spawn_detached(["sh", "-c", "exit 3"])
+    >>> p.wait(), p.running
+    (3, False)
+    """
+
+    def __init__(  # noqa: PLR0913 - the fields
+        self,
+        pid: int,
+        pidfd: int,
+        args: object,
+        *,
+        stdin: IO[bytes] | None = None,
+        stdout: IO[bytes] | None = None,
+        stderr: IO[bytes] | None = None,
+        child: bool = True,
+        ended: bool = False,
+    ) -> None:
+        """Take over the pidfd; for `spawn_detached` and `attach`, not for users."""
+        self.pid = pid
+        self.args = args
+        self.stdin, self.stdout, self.stderr = stdin, stdout, stderr
+        self.returncode: int | None = None
+        """As Popen's: None until a call finds that it has ended, and for good where nobody can tell the status."""
+        self._pidfd = pidfd
+        self._parent = os.getpid() if child else None
+        self._ended = ended
+        self._lock = threading.RLock()  # a signal handler may ask while this thread does
+
+    def __repr__(self) -> str:
+        """Show the program and what is known of it."""
+        if self.returncode is not None:
+            state = f"returncode {self.returncode}"
+        else:
+            state = "ended" if self._ended else "running when last asked"
+        return f"<DetachedProcess {self.pid}: {self.args!r}, {state}>"
+
+    def __del__(self) -> None:
+        """Leave the process to be reaped later."""
+        if sys is None or sys.is_finalizing():  # the process ends, and so do its descriptors
+            return
+        if self._ended or self._parent != os.getpid():
+            os.close(self._pidfd)
+        else:
+            _process.drop(self._pidfd)
+
+    def fileno(self) -> int:
+        """Return the pidfd: readable once the process has ended, for `select`, `selectors` and `asyncio`.
+
+        It stays the object's own, and open as long as the object lives.
+        """
+        return self._pidfd
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended yet; a zombie has."""
+        self.poll()
+        return not self._ended
+
+    def poll(self) -> int | None:
+        """Reap it if it has ended; return its exit status, negative for a signal, or None.
+
+        None too if somebody else took the status and the kernel does not tell it any more (before Linux 6.15);
+        `running` says which it is.
+        """
+        _process.reap()
+        with self._lock:
+            if self.returncode is None:
+                self._look()
+            return self.returncode
+
+    def _look(self) -> None:
+        status = None
+        if not self._ended and self._parent == os.getpid():
+            with contextlib.suppress(ChildProcessError):  # somebody else took it, or SIGCHLD is ignored
+                status = _process.reap_child(self._pidfd)
+        if status is None and (self._ended or _process.has_ended(self._pidfd)):
+            self._ended = True
+            status = _process.told_status(self._pidfd)
+        if status is not None:
+            self.returncode, self._ended = status, True
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Wait until it has ended, at most `timeout` seconds; return what `poll` returns then.
+
+        Raises `subprocess.TimeoutExpired`. Waits for the event, without polling, and wakes up for nothing else.
+        """
+        _process.check_seconds("timeout", timeout)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        while self.poll() is None and not self._ended:
+            left = _LONGEST if deadline is None else max(deadline - time.monotonic(), 0)
+            if not poll.poll(min(left, _LONGEST) * 1000) and deadline is not None and left <= _LONGEST:
+                import subprocess  # noqa: PLC0415 - loaded only where its exception is raised
+
+                raise subprocess.TimeoutExpired(str(self.args), timeout or 0)
+        return self.returncode
+
+    def send_signal(self, sig: int, *, group: bool = False) -> None:
+        """Send it a signal; once it has ended, do nothing. Raises PermissionError if it belongs to another user now.
+
+        With `group` the signal goes to its whole process group, also to what is left of that after its leader: from
+        Linux 6.9 on always, before that while the leader is not reaped. See pidfd_send_signal(2).
+        """
+        if group:
+            self._signal_group(sig)
+        elif self.running:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, sig)
+
+    def _signal_group(self, sig: int) -> None:
+        try:
+            signal.pidfd_send_signal(self._pidfd, sig, None, _SIGNAL_GROUP)
+        except ProcessLookupError:
+            return
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # an older kernel
+                raise
+            with self._lock, contextlib.suppress(ChildProcessError, ProcessLookupError):
+                # Not reaped, it keeps its number, which is also the group's, from being given out again.
+                os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+                os.killpg(self.pid, sig)
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        self.send_signal(signal.SIGKILL)

@@ -1,0 +1,532 @@
+"""Launch a detached program: `spawn_detached`.
+
+There are three ways to start one; none of them costs more in a caller with much memory, and all of them return once
+the program has been exec'ed. `os.posix_spawn` is the quick one, and resets signals in the child alone, but knows no
+`cwd`, `umask` or `user`. `subprocess.Popen` knows those, but passes on ignored and blocked signals. Where there are
+both, `Popen` starts a small Python program that resets the signals and becomes the one that was asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import marshal
+import os
+import signal
+import stat
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import IO, TYPE_CHECKING, Any, Final
+
+from daemonkit import _pidfile, _process, _stdio, _users
+from daemonkit._constants import DEVNULL, INHERIT, PIPE, STDOUT
+from daemonkit._handle import DetachedProcess
+from daemonkit._pidfile import Hold, PidFile
+
+if TYPE_CHECKING:
+    from daemonkit._stdio import Path, Source, StreamOption
+
+_SHELL: Final = "/bin/sh"
+_RESET: Final = frozenset(map(int, signal.valid_signals())) - {signal.SIGKILL, signal.SIGSTOP}
+_RESTORED: Final = 1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1  # Python ignores them; Popen sets them back
+_SHEBANG: Final = 256  # bytes of a script's first line that the kernel reads: execve(2)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is to be started, settled before it is."""
+
+    path: bytes
+    argv: tuple[bytes, ...]
+    env: dict[bytes, bytes] | None
+    streams: tuple[int, ...]
+    """The caller's descriptors that become 0, 1, 2; all above 2."""
+    keep: frozenset[int]
+    cwd: str | None
+    umask: int
+    """-1: the caller's."""
+    owner: _users.Owner | None
+
+
+def spawn_detached(  # noqa: PLR0913 - each is an option of its own, and keyword-only
+    args: str | bytes | os.PathLike[str] | os.PathLike[bytes] | Sequence[Path],
+    *,
+    stdin: StreamOption = None,
+    stdout: StreamOption = None,
+    stderr: StreamOption = None,
+    input: bytes | bytearray | memoryview | None = None,  # noqa: A002 - subprocess's word
+    cwd: Path | None = None,
+    env: Mapping[str, str] | Mapping[bytes, bytes] | None = None,
+    executable: Path | None = None,
+    shell: bool = False,
+    umask: int | None = None,
+    pass_fds: Iterable[int] = (),
+    user: int | str | None = None,
+    group: int | str | None = None,
+    extra_groups: Iterable[int | str] | None = None,
+    pidfile: Path | PidFile | None = None,
+) -> DetachedProcess:
+    """Launch a program that outlives the caller, its terminal and a Ctrl-C there, and return its handle.
+
+    ::
+
+        p = daemonkit.spawn_detached(["python", "b.py"], stdout="b.log")
+        print(p.pid)
+
+    On return the program has been exec'ed. It leads a session and a process group of its own, has no terminal,
+    default signal dispositions, an empty signal mask, and no descriptors but 0, 1, 2, `pass_fds` and, with
+    `pidfile`, one for the lock. It stays an ordinary child of the caller as long as that lives.
+
+    `stdin`, `stdout`, `stderr`: None or `DEVNULL`, a path (read, or appended to; created 0o640 less the umask), an
+    open file or descriptor, `INHERIT`, `PIPE`, ``stderr=STDOUT``. `input`: bytes for its stdin, complete even if the
+    caller ends at once. `cwd`, `env`, `executable`, `shell`, `umask`, `pass_fds`: as in `subprocess`. `user`,
+    `group`, `extra_groups`: numbers or names; a user alone brings its own primary and supplementary groups, and
+    the caller's are never kept. `pidfile`: a path or a `PidFile`, locked before the program starts and held by it
+    for life; on return it names the program.
+
+    Raises in the caller, with nothing started and nothing left: OSError with its errno and, as `filename`, what is
+    at fault (the program, the interpreter in its ``#!``, `cwd`, a log, the pidfile); AlreadyRunningError; TypeError,
+    ValueError; LookupError for an unknown user or group; PermissionError without the right to change users. After
+    Node's ``spawn(command, args, {detached: true})``, posix_spawn(3) and `subprocess.Popen`.
+
+    >>> daemonkit.spawn_detached(["no-such-program"])
+    Traceback (most recent call last):
+    FileNotFoundError: [Errno 2] not found on PATH: 'no-such-program'
+    """
+    _process.reap()
+    argv, program = _command(args, executable, shell=shell)
+    options = {"stdin": stdin, "stdout": stdout, "stderr": stderr}
+    _check_streams(options, input)
+    keep = _check_pass_fds(pass_fds)
+    environment = _environment(env)
+    umask = None if umask == -1 else umask
+    _process.check_number("umask", umask, 0o777)
+    owner = None
+    if user is not None or group is not None or extra_groups is not None:
+        _check_groups(extra_groups)
+        owner = _users.owner_of(user, group, extra_groups, names=("user", "group", "extra_groups"))
+    directory = _directory(cwd)
+    lock = _pidfile_of(pidfile)
+    found = _find(program, environment, directory)
+    with contextlib.ExitStack() as always, contextlib.ExitStack() as undo:
+        _stdio.fill_closed(always)
+        hold = None
+        if lock:
+            hold = _pidfile.take(lock.path, lock.timeout)
+            undo.callback(hold.release)
+        streams, pipes = _open_streams(options, input, umask, owner, always, undo)
+        plan = _Plan(
+            path=found,
+            argv=argv,
+            env=environment,
+            streams=streams,
+            keep=keep | {hold.fd} if hold else keep,
+            cwd=directory,
+            umask=-1 if umask is None else umask,
+            owner=owner,
+        )
+        room = always.enter_context(contextlib.ExitStack())
+        room.callback(os.close, os.dup(streams[0]))
+        started: list[int] = []
+        try:
+            _start(plan, started, program)
+            room.close()  # for the pidfd, which must not fail now
+            handle = _handle(started[0], args, pipes)
+            if hold:
+                _hand_over(hold, handle)
+        except BaseException:
+            _end(started)
+            raise
+        undo.pop_all()
+    return handle
+
+
+# --- what was asked for -------------------------------------------------------------------------------------------
+
+
+def _command(args: object, executable: Path | None, *, shell: bool) -> tuple[tuple[bytes, ...], str | bytes]:
+    """Return the argument vector, and the program as it was named."""
+    if not isinstance(shell, bool):
+        raise TypeError(f"shell: True or False, not {shell!r}")
+    if isinstance(args, (str, bytes, os.PathLike)):
+        if not shell:
+            raise TypeError(f"args: a sequence, as [{args!r}], not {args!r}; or give shell=True")
+        args = [args]
+    if not isinstance(args, Sequence):
+        raise TypeError(f"args: a sequence of strings and paths, not {args!r}")
+    if not args:
+        raise ValueError("args: empty; give the program and its arguments")
+    argv = [_text("args", part) for part in args]
+    if shell:
+        argv = [os.fsencode(_SHELL if executable is None else executable), b"-c", *argv]
+    first = argv[0] if shell else args[0]
+    program = os.fspath(first if executable is None else executable)
+    if not program:
+        raise ValueError("args: the program's name is empty")
+    _text("executable", program)
+    return tuple(argv), os.fsdecode(program) if shell and executable is None else program
+
+
+def _text(name: str, value: object) -> bytes:
+    if not isinstance(value, (str, bytes, os.PathLike)):
+        raise TypeError(f"{name}: strings and paths, not {value!r}")
+    text = os.fsencode(value)
+    if b"\0" in text:
+        raise ValueError(f"{name}: {value!r} has a NUL byte (embedded null byte), which no program can be given")
+    return text
+
+
+def _environment(env: object) -> dict[bytes, bytes] | None:
+    if env is None:
+        return None
+    if not isinstance(env, Mapping):
+        raise TypeError(f"env: a mapping of names to values, not {env!r}")
+    encoded = {_text("env", name): _text("env", value) for name, value in env.items()}
+    for name in encoded:
+        if not name or b"=" in name:
+            raise ValueError(f"env: {os.fsdecode(name)!r} is no name of a variable (illegal environment variable name)")
+    return encoded
+
+
+def _check_streams(options: Mapping[str, StreamOption], data: object) -> None:
+    for name, value in options.items():
+        if not (isinstance(value, int) and value in (PIPE, INHERIT)):
+            _stdio.check(name, value)
+    if data is None:
+        return
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise TypeError(f"input: bytes, not {data!r}")
+    if options["stdin"] is not None:
+        raise ValueError("input: goes to stdin, so stdin can't be given too")
+
+
+def _check_pass_fds(pass_fds: object) -> frozenset[int]:
+    if isinstance(pass_fds, (str, bytes)) or not isinstance(pass_fds, Iterable):
+        raise TypeError(f"pass_fds: descriptors, not {pass_fds!r}")
+    kept = frozenset(_stdio.descriptor_of("pass_fds", fd) for fd in pass_fds)
+    for fd in kept:
+        try:
+            fcntl.fcntl(fd, fcntl.F_GETFD)
+        except OSError as error:
+            raise ValueError(f"pass_fds: descriptor {fd} is not open") from error
+    return kept - {0, 1, 2}
+
+
+def _check_groups(groups: object) -> None:
+    if groups is not None and (isinstance(groups, (str, bytes)) or not isinstance(groups, Iterable)):
+        raise TypeError(f"extra_groups: numbers and names of groups, not {groups!r}")
+
+
+def _directory(cwd: Path | None) -> str | None:
+    if cwd is None:
+        return None
+    directory = os.fsdecode(_text("cwd", cwd))
+    _stdio.check_enterable(directory)
+    return directory
+
+
+def _pidfile_of(pidfile: Path | PidFile | None) -> PidFile | None:
+    if pidfile is None or isinstance(pidfile, PidFile):
+        return pidfile
+    if not isinstance(pidfile, (str, bytes, os.PathLike)):
+        raise TypeError(f"pidfile: a path or a PidFile, not {pidfile!r}")
+    return PidFile(os.fsdecode(pidfile))
+
+
+# --- where the program is -----------------------------------------------------------------------------------------
+
+
+def _find(program: str | bytes, env: Mapping[bytes, bytes] | None, cwd: str | None) -> bytes:
+    """Return the program's path, as seen from `cwd`; looked for beforehand, as a failed start sends a SIGCHLD."""
+    name = os.fsencode(program)
+    if b"/" in name:
+        candidates = [name]
+        missing = os.strerror(errno.ENOENT)
+    else:
+        path = (os.environb if env is None else env).get(b"PATH", os.fsencode(os.defpath))
+        candidates = [os.path.join(folder or b".", name) for folder in path.split(b":")]
+        missing = "not found on PATH"
+    refused: OSError | None = None
+    for candidate in candidates:
+        full = candidate if cwd is None else os.path.join(os.fsencode(cwd), candidate)
+        try:
+            if stat.S_ISREG(os.stat(full).st_mode) and os.access(full, os.X_OK, effective_ids=True):
+                return candidate
+        except (FileNotFoundError, NotADirectoryError) as error:
+            if len(candidates) == 1:
+                raise OSError(error.errno, missing, program) from None
+            continue
+        except OSError as error:
+            refused = refused or OSError(error.errno, error.strerror, program)
+            continue
+        kind = "a directory" if os.path.isdir(full) else "not executable (chmod +x?)"
+        refused = refused or PermissionError(errno.EACCES, f"{os.fsdecode(candidate)} is {kind}", program)
+    raise refused or FileNotFoundError(errno.ENOENT, missing, program)
+
+
+def _blamed(error: OSError, plan: _Plan, program: str | bytes) -> OSError:
+    """Return the error with what is at fault as its filename: the program, or the interpreter that it names."""
+    number = error.errno or 0
+    if number in {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}:
+        return OSError(number, f"{os.strerror(number)}: {os.fsdecode(program)} was not started")
+    path = plan.path if plan.cwd is None else os.path.join(os.fsencode(plan.cwd), plan.path)
+    at_fault: str | bytes = program
+    text = os.strerror(number)
+    if number in {errno.ENOENT, errno.EACCES, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}:
+        while interpreter := _interpreter(path):  # which may be a script too: execve(2)
+            at_fault, path = os.fsdecode(interpreter), interpreter
+            text = f"{os.strerror(number)}: the interpreter in the first line of {os.fsdecode(program)}"
+        if at_fault == program and number == errno.ENOENT:
+            text = f"{text}: the program is there, but not the loader that it needs"
+    return OSError(number, text, at_fault)
+
+
+def _interpreter(path: bytes) -> bytes | None:
+    try:
+        with open(path, "rb") as script:
+            line = script.read(_SHEBANG).partition(b"\n")[0]
+    except OSError:
+        return None
+    # Blanks and tabs separate; the carriage return of a line that was written elsewhere is part of the name.
+    return line[2:].replace(b"\t", b" ").strip(b" ").split(b" ")[0] if line.startswith(b"#!") else None
+
+
+# --- its streams --------------------------------------------------------------------------------------------------
+
+
+def _open_streams(  # noqa: PLR0913, PLR0917 - what it takes, and the two stacks that undo it
+    options: Mapping[str, StreamOption],
+    data: bytes | bytearray | memoryview | None,
+    umask: int | None,
+    owner: _users.Owner | None,
+    always: contextlib.ExitStack,
+    undo: contextlib.ExitStack,
+) -> tuple[tuple[int, ...], dict[str, IO[bytes]]]:
+    """Open what 0, 1 and 2 become, and the caller's ends of the pipes."""
+    fds: list[int] = []
+    pipes: dict[str, IO[bytes]] = {}
+    null = -1
+    for name, value in options.items():
+        if name == "stdin" and data is not None:
+            fd = _input_file(data)
+        elif value is None or value == DEVNULL:
+            if null < 0:
+                null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+                always.callback(os.close, null)
+            fds.append(null)
+            continue
+        elif value == STDOUT and name == "stderr":
+            fds.append(fds[1])
+            continue
+        elif value == PIPE:
+            fd, pipes[name] = _pipe(name)
+            undo.callback(pipes[name].close)
+        else:
+            source = _stdio.open_source(name, _stdio.NAMES.index(name) if value == INHERIT else value, umask)
+            fd = source.fd
+            _own_log(source, owner, undo)
+        fds.append(fd)
+        always.callback(os.close, fd)
+    return tuple(fds), pipes
+
+
+def _own_log(source: Source, owner: _users.Owner | None, undo: contextlib.ExitStack) -> None:
+    if source.created:
+        # A descriptor of its own: the source's is closed by then.
+        undo.callback(_stdio.remove_if_empty, source)
+        if owner:
+            os.fchown(source.fd, owner.uid, owner.gid)
+
+
+def _input_file(data: bytes | bytearray | memoryview) -> int:
+    """Return a file in memory with the data, open for reading: unlike a pipe it needs nobody to fill it."""
+    fd = os.memfd_create("daemonkit-input")
+    try:
+        with memoryview(data).cast("B") as rest:
+            done = 0
+            while done < len(rest):
+                done += os.write(fd, rest[done:])
+        return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(fd)
+
+
+def _pipe(name: str) -> tuple[int, IO[bytes]]:
+    reader, writer = os.pipe()
+    if name == "stdin":
+        return reader, open(writer, "wb")
+    return writer, open(reader, "rb")
+
+
+# --- starting it --------------------------------------------------------------------------------------------------
+
+
+def _start(plan: _Plan, started: list[int], program: str | bytes) -> None:
+    """Start the program, and put its pid in `started` in the same moment."""
+    try:
+        if plan.cwd is not None or plan.umask >= 0 or plan.owner or not _spawn(plan, started):
+            (_popen_clean if _has_odd_signals() else _popen)(plan, started)
+    except OSError as error:
+        if error.filename is not None and error.filename == plan.cwd:
+            raise
+        raise _blamed(error, plan, program) from None
+
+
+def _spawn(plan: _Plan, started: list[int]) -> bool:
+    """Start it by posix_spawn(3); return False where that can't be told which descriptors to pass."""
+    actions: list[tuple[int, ...]] = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(plan.streams)]
+    actions += [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in plan.keep]  # which makes it inheritable, in the child alone
+    handed = _stdio.inherited_descriptors(copies=False) - plan.keep
+    actions += [(os.POSIX_SPAWN_CLOSE, fd) for fd in handed]
+    start = partial(
+        os.posix_spawn,
+        file_actions=actions,
+        setsid=True,
+        setsigmask=(),
+        setsigdef=_RESET,
+    )
+    env = os.environb.copy() if plan.env is None else plan.env
+    try:
+        # One step for the interpreter: no signal handler can come in between, and lose the pid.
+        started.extend(map(start, [plan.path], [plan.argv], [env]))
+    except OSError as error:
+        if error.errno == errno.EBADF:  # a number at or above a lowered RLIMIT_NOFILE
+            return False
+        raise
+    return True
+
+
+def _popen(plan: _Plan, started: list[int]) -> None:
+    owner = plan.owner
+    started.append(
+        _pid_of(
+            plan.argv,
+            plan,
+            executable=plan.path,
+            env=plan.env,
+            user=owner.uid if owner else None,
+            group=owner.gid if owner else None,
+            extra_groups=owner.groups if owner else None,
+        )
+    )
+
+
+def _pid_of(argv: Sequence[str | bytes], plan: _Plan, keep: Iterable[int] = (), **options: Any) -> int:  # noqa: ANN401 - Popen's
+    import subprocess  # noqa: PLC0415 - 12 ms that few calls need
+
+    stdin, stdout, stderr = plan.streams
+    process = subprocess.Popen(
+        argv,
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        pass_fds=(*plan.keep, *keep),
+        cwd=plan.cwd,
+        umask=plan.umask,
+        start_new_session=True,
+        **options,
+    )
+    process.returncode = 0  # so that it neither reaps nor warns: that is left to the handle
+    return process.pid
+
+
+_BECOME: Final = """
+import marshal, os, signal, sys
+spec, report = map(int, sys.argv[1:])
+os.set_inheritable(spec, False)
+os.set_inheritable(report, False)
+with open(spec, "rb") as file:
+    path, argv, env, owner = marshal.load(file)
+for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+    signal.signal(number, signal.SIG_DFL)
+signal.pthread_sigmask(signal.SIG_SETMASK, ())
+os.write(report, b"+")
+try:
+    if owner:
+        uid, gid, groups = owner
+        if groups is not None:
+            os.setgroups(groups)
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
+    os.execve(path, argv, env)
+except OSError as error:
+    os.write(report, b"%d" % error.errno)
+os._exit(127)
+"""
+
+
+def _popen_clean(plan: _Plan, started: list[int]) -> None:
+    """Start a Python that sets back what Popen passes on, and becomes the program."""
+    if not sys.executable:
+        raise RuntimeError("signals are ignored or blocked here; to set them back takes sys.executable, which is empty")
+    owner = (plan.owner.uid, plan.owner.gid, plan.owner.groups) if plan.owner else None
+    env = dict(os.environb) if plan.env is None else plan.env
+    with contextlib.ExitStack() as stack:
+        spec = _input_file(marshal.dumps((plan.path, list(plan.argv), env, owner)))
+        stack.callback(os.close, spec)
+        reader, writer = (stack.enter_context(open(fd, mode)) for fd, mode in zip(os.pipe(), ("rb", "wb"), strict=True))
+        command = [sys.executable, "-I", "-S", "-c", _BECOME, str(spec), str(writer.fileno())]
+        started.append(_pid_of(command, plan, (spec, writer.fileno())))
+        writer.close()
+        said = reader.read()  # up to the exec, which closes the other end
+    if said == b"+":
+        return
+    _end(started)
+    if not said:
+        raise RuntimeError(f"{sys.executable}, which sets back the caller's ignored or blocked signals, did not start")
+    raise OSError(int(said[1:]), os.strerror(int(said[1:])), plan.path)
+
+
+def _has_odd_signals() -> bool:
+    """Tell whether this thread's program would inherit signals that are ignored or blocked: proc(5)."""
+    fd = os.open("/proc/thread-self/status", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        text = os.read(fd, 1 << 14)
+    finally:
+        os.close(fd)
+    blocked, ignored = (int(text.partition(name)[2][:16], 16) for name in (b"\nSigBlk:\t", b"\nSigIgn:\t"))
+    return bool(blocked or ignored & ~_RESTORED)
+
+
+# --- once it runs -------------------------------------------------------------------------------------------------
+
+
+def _handle(pid: int, args: object, pipes: Mapping[str, IO[bytes]]) -> DetachedProcess:
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:  # it has ended, and was reaped by somebody else or by the kernel (SIGCHLD ignored)
+        pidfd, ended = _readable(), True
+    else:
+        ended = not _process.is_child(pidfd)
+        if ended and not _process.has_ended(pidfd):  # the same, and the number has been given out again
+            os.close(pidfd)
+            pidfd = _readable()
+    stdin, stdout, stderr = map(pipes.get, _stdio.NAMES)
+    return DetachedProcess(pid, pidfd, args, stdin=stdin, stdout=stdout, stderr=stderr, ended=ended)
+
+
+def _readable() -> int:
+    return os.eventfd(1, os.EFD_CLOEXEC)
+
+
+def _hand_over(hold: Hold, handle: DetachedProcess) -> None:
+    """Make the program the holder of its pidfile; it has the lock's descriptor, and the caller needs none."""
+    who = _process.identity_of(handle.pid)
+    if who and _process.is_child(handle.fileno()):  # so that the number was the program's while it was looked up
+        hold.name_holder(who)
+        hold.close()
+    else:
+        hold.release()
+
+
+def _end(started: list[int]) -> None:
+    """End a program whose start failed after all, and whatever it has started."""
+    for pid in started:
+        with contextlib.suppress(ChildProcessError, ProcessLookupError):
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)  # not reaped, it keeps its number
+            os.killpg(pid, signal.SIGKILL)
+            os.waitid(os.P_PID, pid, os.WEXITED)
+    started.clear()
