@@ -6,6 +6,7 @@ Nothing is loaded until a name is used: importing daemonkit costs a fraction of 
 TYPE_CHECKING = False  # type checkers take this name for typing's, which would have to be imported
 if TYPE_CHECKING:
     from daemonkit._constants import DEVNULL, INHERIT, PIPE, STDOUT
+    from daemonkit._control import Status, attach, send_signal, status, stop
     from daemonkit._detach import DetachedContext, detached
     from daemonkit._handle import DetachedProcess
     from daemonkit._pidfile import PidFile
@@ -34,9 +35,14 @@ __all__ = [
     "PidFile",
     "StartError",
     "StartTimeoutError",
+    "Status",
     "StopTimeoutError",
+    "attach",
     "detached",
+    "send_signal",
     "spawn_detached",
+    "status",
+    "stop",
 ]
 
 _HOME = {
@@ -44,6 +50,11 @@ _HOME = {
     "detached": "_detach",
     "DetachedProcess": "_handle",
     "PidFile": "_pidfile",
+    "Status": "_control",
+    "attach": "_control",
+    "send_signal": "_control",
+    "status": "_control",
+    "stop": "_control",
     "spawn_detached": "_spawn",
     "DEVNULL": "_constants",
     "INHERIT": "_constants",

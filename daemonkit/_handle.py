@@ -101,9 +101,9 @@ class DetachedProcess:
 
     def _look(self) -> None:
         status = None
-        if not self._ended and self._parent == os.getpid():
-            with contextlib.suppress(ChildProcessError):  # somebody else took it, or SIGCHLD is ignored
-                status = _process.reap_child(self._pidfd)
+        if not self._ended:
+            with contextlib.suppress(ChildProcessError):  # not ours; somebody else took it; SIGCHLD is ignored
+                status = _process.exit_status(self._pidfd, reap=self._parent == os.getpid())
         if status is None and (self._ended or _process.has_ended(self._pidfd)):
             self._ended = True
             status = _process.told_status(self._pidfd)
@@ -116,16 +116,22 @@ class DetachedProcess:
         Raises `subprocess.TimeoutExpired`. Waits for the event, without polling, and wakes up for nothing else.
         """
         _process.check_seconds("timeout", timeout)
+        if not self.wait_for_end(timeout):
+            import subprocess  # noqa: PLC0415 - 12 ms, for its exception alone
+
+            raise subprocess.TimeoutExpired(self.args, timeout or 0)  # type: ignore[arg-type]  # as Popen does
+        return self.returncode
+
+    def wait_for_end(self, timeout: float | None) -> bool:
+        """Do the same; return whether it has ended."""
         deadline = None if timeout is None else time.monotonic() + timeout
         poll = select.poll()
         poll.register(self._pidfd, select.POLLIN)
-        while self.poll() is None and not self._ended:
+        while self.running:
             left = _LONGEST if deadline is None else max(deadline - time.monotonic(), 0)
-            if not poll.poll(min(left, _LONGEST) * 1000) and deadline is not None and left <= _LONGEST:
-                import subprocess  # noqa: PLC0415 - loaded only where its exception is raised
-
-                raise subprocess.TimeoutExpired(str(self.args), timeout or 0)
-        return self.returncode
+            if not poll.poll(min(left, _LONGEST) * 1000) and left == 0:
+                return False
+        return True
 
     def send_signal(self, sig: int, *, group: bool = False) -> None:
         """Send it a signal; once it has ended, do nothing. Raises PermissionError if it belongs to another user now.
@@ -136,8 +142,13 @@ class DetachedProcess:
         if group:
             self._signal_group(sig)
         elif self.running:
-            with contextlib.suppress(ProcessLookupError):
+            try:
                 signal.pidfd_send_signal(self._pidfd, sig)
+            except ProcessLookupError:
+                pass
+            except PermissionError as error:
+                text = f"process {self.pid} belongs to another user; signal it as root, or as that user"
+                raise PermissionError(error.errno, text) from error
 
     def _signal_group(self, sig: int) -> None:
         try:

@@ -116,10 +116,15 @@ class Holder(NamedTuple):
     """Clock ticks since boot; None where it was not looked up, 0 where /proc hides it."""
     ours: bool
     """Whether it has daemonkit's lock; if not, another tool's process seems to run it."""
+    here: bool = True
+    """Whether the pid means something here; if not, it is that of another PID namespace (a container)."""
 
 
-def find_holder(path: str) -> Holder | None:
-    """Return the live holder of the pidfile, or None; reads only. Raises OSError for what can't be a pidfile."""
+def find_holder(path: str, *, with_start: bool = False) -> Holder | None:
+    """Return the live holder of the pidfile, or None; reads only. Raises OSError for what can't be a pidfile.
+
+    Its start time costs a system call more.
+    """
     if (hold := _hold_of(path)) and hold.is_current():
         return Holder(hold.owner.pid, hold.owner.started, ours=True)  # opening it would drop our record lock
     try:
@@ -131,7 +136,8 @@ def find_holder(path: str) -> Holder | None:
     try:
         record = _record_of(fd)
         if record and record[0] == record[1]:
-            return Holder(record[1], None, ours=True)
+            owner = _locked_by(fd) if with_start else None
+            return Holder(record[1], owner and owner.started, ours=True)
         return _examine(fd, path)
     finally:
         os.close(fd)
@@ -145,7 +151,8 @@ def _examine(fd: int, path: str) -> Holder | None:
         raise OSError(number, "not a regular file, which a pidfile must be; give another path", path)
     if owner := _locked_by(fd):
         if (record := _record_of(fd)) and record[0] == owner.pid:
-            return Holder(record[1] or owner.pid, None, ours=True)  # perhaps in another PID namespace
+            # Of a process in another PID namespace this one may know another number, or none.
+            return Holder(record[1] or owner.pid, owner.started, ours=True, here=record[1] != 0)
         return Holder(*owner, ours=True) if _process.is_alive(owner) else None
     pid = _parse(os.pread(fd, 64, 0))
     started = _process.start_of(pid) if pid else None

@@ -148,9 +148,12 @@ def is_child(pidfd: int) -> bool:
     return True
 
 
-def reap_child(pidfd: int) -> int | None:
-    """Return a child's exit status (negative: the signal), None while it runs; ChildProcessError if it is not ours."""
-    result = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
+def exit_status(pidfd: int, *, reap: bool) -> int | None:
+    """Return a child's exit status (negative: the signal), None while it runs; ChildProcessError if it is not ours.
+
+    Without `reap` it is left to whoever has a claim to it.
+    """
+    result = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG | (0 if reap else os.WNOWAIT))
     if result is None:
         return None
     return result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
@@ -195,7 +198,7 @@ class _Dropped:
                 continue
             self._poll.unregister(pidfd)
             with contextlib.suppress(ChildProcessError):  # somebody else reaped it
-                reap_child(pidfd)
+                exit_status(pidfd, reap=True)
             os.close(pidfd)
 
 
