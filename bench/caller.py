@@ -92,7 +92,7 @@ def _double_fork() -> Callable[[], None]:
     return start
 
 
-def _grow(megabytes: int) -> mmap.mmap | None:
+def grow(megabytes: int) -> mmap.mmap | None:
     """Grow to that much resident memory, in small pages: huge ones would make any fork cheap."""
     with open("/proc/self/statm", "rb") as statm:
         missing = (megabytes << 20) - int(statm.read().split()[1]) * _PAGE
@@ -109,6 +109,6 @@ if __name__ == "__main__":
     PIDFILE = sys.argv[5] if len(sys.argv) > 5 else None
     resource.setrlimit(resource.RLIMIT_NOFILE, (int(nofile), resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     start = globals()[f"_{contender}"]()
-    ballast = _grow(int(size))
+    ballast = grow(int(size))
     _begin()
     start()

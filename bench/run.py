@@ -1,104 +1,35 @@
 """Daemonkit beside its peers, as ratios from one run: a Markdown table of medians, ranges and goals.
 
-The contenders take turns (A B A B ...), and a ratio is the median of the ratios of neighbours, so that a machine that
+The contenders take turns, and a ratio is the median of the ratios of neighbours, so that a machine that
 drifts or works at something else slows both. A range is from the fastest to the slowest.
 """
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import os
 import resource
-import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from lockfile.pidlockfile import PIDLockFile
+from spawns import spawn_rows
+from table import HERE, SMALL, Row, against, alone, compile_helper, free_gigabytes, take_turns, timed
 
 from daemonkit import PidFile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-_HERE = os.path.dirname(os.path.abspath(__file__))
 _PR_SET_CHILD_SUBREAPER = 36
 _HIGH_NOFILE = 1_000_000
-_SMALL = 20
-"""Megabytes of an ordinary caller: an interpreter and a few modules."""
-
-
-# --- measuring ----------------------------------------------------------------------------------------------------
-
-
-def take_turns(rounds: int, contenders: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
-    """Run each of them once per round, after a first round that does not count: it fills caches."""
-    results: dict[str, list[float]] = {name: [] for name in contenders}
-    for number in range(rounds + 1):
-        for name, measure in contenders.items():
-            seconds = measure()
-            if number:
-                results[name].append(seconds)
-    return results
-
-
-def timed(action: Callable[[], object], repeat: int) -> float:
-    """Return the mean time of one `action` out of several in a row."""
-    begin = time.perf_counter()
-    for _ in range(repeat):
-        action()
-    return (time.perf_counter() - begin) / repeat
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table."""
-
-    what: str
-    ours: str = ""
-    against: str = ""
-    ratio: str = ""
-    goal: str = ""
-    met: str = ""
-
-
-def against(what: str, ours: list[float], peer: str, theirs: list[float], goal: float | None = None) -> Row:
-    """Compare with a peer, pair by pair."""
-    ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
-    ratio = statistics.median(ratios)
-    return Row(
-        what,
-        _times(ours),
-        f"{peer}: {_times(theirs)}",
-        f"**{ratio:.2f}** ({min(ratios):.2f} to {max(ratios):.2f})",
-        f"<= {goal} x" if goal else "",
-        _met(ratio <= goal) if goal else "",
-    )
-
-
-def alone(what: str, values: list[float], goal: float, unit: str) -> Row:
-    """Compare with a fixed goal."""
-    middle = statistics.median(values)
-    text = f"{middle:.2f} {unit} ({min(values):.2f} to {max(values):.2f})"
-    return Row(what, text, goal=f"<= {goal} {unit}", met=_met(middle <= goal))
-
-
-def _met(holds: bool) -> str:  # noqa: FBT001 - a value, not a switch
-    return "yes" if holds else "**missed**"
-
-
-def _times(values: list[float]) -> str:
-    middle = statistics.median(values)
-    factor, unit = (1e3, "ms") if middle >= 1e-3 else (1e6, "us")
-    low, high = min(values) * factor, max(values) * factor
-    digits = 2 if middle * factor < 10 else 1 if middle * factor < 100 else 0
-    return f"{middle * factor:.{digits}f} {unit} ({low:.{digits}f} to {high:.{digits}f})"
-
 
 # --- import -------------------------------------------------------------------------------------------------------
 
@@ -152,7 +83,7 @@ class Starts:
     def measure(self, contender: str, megabytes: int, nofile: int = 1024, *, pidfile: bool = False) -> float:
         """Start one daemon; return the seconds it took, once the caller, the middle process and the daemon are gone."""
         result, errors = os.path.join(self.folder, "result"), os.path.join(self.folder, "errors")
-        command = [sys.executable, os.path.join(_HERE, "caller.py"), contender, str(megabytes), str(nofile), result]
+        command = [sys.executable, os.path.join(HERE, "caller.py"), contender, str(megabytes), str(nofile), result]
         if pidfile:
             command.append(os.path.join(self.folder, "daemon.pid"))
         with open(errors, "wb") as stderr:
@@ -179,28 +110,18 @@ def _reap_orphans() -> None:
         return
 
 
-def compile_helper(folder: str) -> str | None:
-    """Compile the C double fork; return why not, if so."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        return "skipped: no C compiler (cc)"
-    target, source = os.path.join(folder, "double_fork.so"), os.path.join(_HERE, "double_fork.c")
-    done = subprocess.run([compiler, "-O2", "-shared", "-fPIC", "-o", target, source], check=False, capture_output=True)
-    return f"skipped: cc failed: {done.stderr.decode().splitlines()[0]}" if done.returncode else None
-
-
 def small_start_rows(starts: Starts, no_c: str | None) -> Iterator[Row]:
     """Compare starts from an ordinary caller."""
-    what = f"`detached()`, {_SMALL} MB caller"
+    what = f"`detached()`, {SMALL} MB caller"
     names = ["daemonkit", "python_daemon", *_installed("daemonize", "daemonocle"), *([] if no_c else ["double_fork"])]
-    results = take_turns(25, {name: partial(starts.measure, name, _SMALL) for name in names})
+    results = take_turns(25, {name: partial(starts.measure, name, SMALL) for name in names})
     labels = {"python_daemon": "`DaemonContext`", "double_fork": "C double fork"}
     for name in names[1:]:
         goal = 1.2 if name == "python_daemon" else None
         yield against(what, results["daemonkit"], labels.get(name, name), results[name], goal)
 
     names = ["daemonkit", "python_daemon"]
-    results = take_turns(25, {name: partial(starts.measure, name, _SMALL, pidfile=True) for name in names})
+    results = take_turns(25, {name: partial(starts.measure, name, SMALL, pidfile=True) for name in names})
     yield against(
         "... with a pidfile", results["daemonkit"], "`DaemonContext` with `PIDLockFile`", results["python_daemon"]
     )
@@ -210,9 +131,9 @@ def limit_rows(starts: Starts) -> Iterator[Row]:
     """Compare starts at a low and a high RLIMIT_NOFILE."""
     high = _highest_nofile()
     contenders = {
-        "high": partial(starts.measure, "daemonkit", _SMALL, high),
-        "low": partial(starts.measure, "daemonkit", _SMALL, 1024),
-        "peer": partial(starts.measure, "python_daemon", _SMALL, high),
+        "high": partial(starts.measure, "daemonkit", SMALL, high),
+        "low": partial(starts.measure, "daemonkit", SMALL, 1024),
+        "peer": partial(starts.measure, "python_daemon", SMALL, high),
     }
     results = take_turns(25, contenders)
     what = f"... at `RLIMIT_NOFILE` {high:,}"
@@ -223,8 +144,8 @@ def limit_rows(starts: Starts) -> Iterator[Row]:
 def large_start_rows(starts: Starts, no_c: str | None, gigabytes: int, rounds: int) -> Iterator[Row]:
     """Compare starts from a caller with much memory, where the copies of the page tables are what it costs."""
     what = f"`detached()`, {gigabytes} GB caller"
-    if no_c or _free_gigabytes() < 1.2 * gigabytes:
-        yield Row(what, against=no_c or f"skipped: {_free_gigabytes():.1f} GB of memory are free")
+    if no_c or free_gigabytes() < 1.2 * gigabytes:
+        yield Row(what, against=no_c or f"skipped: {free_gigabytes():.1f} GB of memory are free")
         return
     names = ["daemonkit", "double_fork", "python_daemon"]
     results = take_turns(rounds, {name: partial(starts.measure, name, gigabytes << 10) for name in names})
@@ -245,11 +166,6 @@ def _highest_nofile() -> int:
     except (ValueError, OSError):
         return hard
     return _HIGH_NOFILE
-
-
-def _free_gigabytes() -> float:
-    with open("/proc/meminfo", encoding="ascii") as meminfo:
-        return next(int(line.split()[1]) for line in meminfo if line.startswith("MemAvailable")) / (1 << 20)
 
 
 # --- the pidfile --------------------------------------------------------------------------------------------------
@@ -307,21 +223,33 @@ def _asking_rows(path: str, where: str) -> Iterator[Row]:
 # --- the table ----------------------------------------------------------------------------------------------------
 
 
-def rows(folder: str) -> Iterator[Row]:
-    """Measure everything, row by row."""
-    yield from import_rows()
+def _all_pidfile_rows(folder: str) -> Iterator[Row]:
     yield from pidfile_rows(folder, "on disk")
     with tempfile.TemporaryDirectory(dir="/dev/shm") as memory:
         yield from pidfile_rows(memory, "/dev/shm")
-    starts, no_c = Starts(folder), compile_helper(folder)
+
+
+def _all_start_rows(folder: str) -> Iterator[Row]:
+    starts, no_c = Starts(folder), compile_helper("double_fork", folder)
     yield from small_start_rows(starts, no_c)
     yield from limit_rows(starts)
     yield from large_start_rows(starts, no_c, 1, 9)
     yield from large_start_rows(starts, no_c, 4, 7)
 
 
+_GROUPS = {
+    "import": lambda _: import_rows(),
+    "pidfile": _all_pidfile_rows,
+    "detach": _all_start_rows,
+    "spawn": spawn_rows,
+}
+
+
 def main() -> None:
     """Print the table line by line, as the measuring goes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("group", nargs="?", choices=_GROUPS, help="the rows to measure; all by default")
+    group = parser.parse_args().group
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     for name in ("NOTIFY_SOCKET", "SYSTEMD_EXEC_PID"):
         os.environ.pop(name, None)  # the daemons that are measured are not this service
@@ -329,7 +257,7 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- | --- |")
     # /var/tmp is on a disk also where /tmp is in memory: file-hierarchy(7).
     with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
-        for row in rows(folder):
+        for row in chain.from_iterable(measure(folder) for name, measure in _GROUPS.items() if group in {name, None}):
             print(f"| {row.what} | {row.ours} | {row.against} | {row.ratio} | {row.goal} | {row.met} |", flush=True)
 
 

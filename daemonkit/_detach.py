@@ -325,8 +325,8 @@ class DetachedContext(DaemonContext):
             source = _stdio.open_source(name, value, umask)
             sources.append(source)
             always.callback(os.close, source.fd)
-            if source.created:
-                undo.callback(_stdio.remove_if_empty, source)
+            if source.created and source.path:
+                undo.callback(_stdio.remove_if_empty, source.path, _stdio.inode(source.fd))
                 if owner.groups is not None:
                     os.fchown(source.fd, owner.uid, owner.gid)  # or it could not be reopened
         return tuple(sources)

@@ -12,6 +12,7 @@ import time
 from typing import Final, NamedTuple
 
 _HZ = os.sysconf("SC_CLK_TCK")
+_TICK: Final = 10**9 // _HZ  # nanoseconds
 _PID_BITS = 22  # the kernel's PID_MAX_LIMIT is 2**22: include/linux/threads.h
 
 
@@ -86,6 +87,11 @@ def start_of(pid: int) -> int | None:
 def is_alive(who: Identity) -> bool:
     """Tell whether that very process lives, not one that was given its number later."""
     return start_of(who.pid) in {who.started, 0}
+
+
+def ticks() -> int:
+    """Return the time since boot in clock ticks: what a process that starts now is given as its start time."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // _TICK
 
 
 def wall_clock(started: int) -> float:

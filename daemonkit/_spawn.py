@@ -17,9 +17,8 @@ import signal
 import stat
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 
 from daemonkit import _pidfile, _process, _stdio, _users
 from daemonkit._constants import DEVNULL, INHERIT, PIPE, STDOUT
@@ -35,8 +34,7 @@ _RESTORED: Final = 1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1  # Python i
 _SHEBANG: Final = 256  # bytes of a script's first line that the kernel reads: execve(2)
 
 
-@dataclass(frozen=True)
-class _Plan:
+class _Plan(NamedTuple):
     """What is to be started, settled before it is."""
 
     path: bytes
@@ -112,12 +110,12 @@ def spawn_detached(  # noqa: PLR0913 - each is an option of its own, and keyword
     lock = _pidfile_of(pidfile)
     found = _find(program, environment, directory)
     with contextlib.ExitStack() as always, contextlib.ExitStack() as undo:
-        _stdio.fill_closed(always)
+        null = _null(always)
         hold = None
         if lock:
             hold = _pidfile.take(lock.path, lock.timeout)
             undo.callback(hold.release)
-        streams, pipes = _open_streams(options, input, umask, owner, always, undo)
+        streams, pipes = _open_streams(options, input, null, umask, owner, always, undo)
         plan = _Plan(
             path=found,
             argv=argv,
@@ -128,15 +126,15 @@ def spawn_detached(  # noqa: PLR0913 - each is an option of its own, and keyword
             umask=-1 if umask is None else umask,
             owner=owner,
         )
-        room = always.enter_context(contextlib.ExitStack())
-        room.callback(os.close, os.dup(streams[0]))
         started: list[int] = []
         try:
+            before = _process.ticks()
             _start(plan, started, program)
-            room.close()  # for the pidfd, which must not fail now
+            ticks = before if before == _process.ticks() else None
+            always.close()  # which leaves room for the pidfd
             handle = _handle(started[0], args, pipes)
             if hold:
-                _hand_over(hold, handle)
+                _hand_over(hold, handle, ticks)
         except BaseException:
             _end(started)
             raise
@@ -184,10 +182,15 @@ def _environment(env: object) -> dict[bytes, bytes] | None:
         return None
     if not isinstance(env, Mapping):
         raise TypeError(f"env: a mapping of names to values, not {env!r}")
-    encoded = {_text("env", name): _text("env", value) for name, value in env.items()}
-    for name in encoded:
+    try:
+        encoded = {os.fsencode(name): os.fsencode(value) for name, value in env.items()}
+    except TypeError as error:
+        raise TypeError(f"env: strings, not {env!r}") from error
+    for name, value in encoded.items():
         if not name or b"=" in name:
             raise ValueError(f"env: {os.fsdecode(name)!r} is no name of a variable (illegal environment variable name)")
+        if b"\0" in name or b"\0" in value:
+            raise ValueError(f"env: {os.fsdecode(name)!r} has a NUL byte (embedded null byte), in its name or value")
     return encoded
 
 
@@ -300,6 +303,7 @@ def _interpreter(path: bytes) -> bytes | None:
 def _open_streams(  # noqa: PLR0913, PLR0917 - what it takes, and the two stacks that undo it
     options: Mapping[str, StreamOption],
     data: bytes | bytearray | memoryview | None,
+    null: int,
     umask: int | None,
     owner: _users.Owner | None,
     always: contextlib.ExitStack,
@@ -308,14 +312,10 @@ def _open_streams(  # noqa: PLR0913, PLR0917 - what it takes, and the two stacks
     """Open what 0, 1 and 2 become, and the caller's ends of the pipes."""
     fds: list[int] = []
     pipes: dict[str, IO[bytes]] = {}
-    null = -1
     for name, value in options.items():
         if name == "stdin" and data is not None:
             fd = _input_file(data)
         elif value is None or value == DEVNULL:
-            if null < 0:
-                null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-                always.callback(os.close, null)
             fds.append(null)
             continue
         elif value == STDOUT and name == "stderr":
@@ -333,10 +333,18 @@ def _open_streams(  # noqa: PLR0913, PLR0917 - what it takes, and the two stacks
     return tuple(fds), pipes
 
 
+def _null(always: contextlib.ExitStack) -> int:
+    """Open the null device above 2, and on whichever of 0, 1, 2 is closed, so that nothing else lands there."""
+    while True:
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        always.callback(os.close, null)
+        if null > 2:
+            return null
+
+
 def _own_log(source: Source, owner: _users.Owner | None, undo: contextlib.ExitStack) -> None:
-    if source.created:
-        # A descriptor of its own: the source's is closed by then.
-        undo.callback(_stdio.remove_if_empty, source)
+    if source.created and source.path:
+        undo.callback(_stdio.remove_if_empty, source.path, _stdio.inode(source.fd))
         if owner:
             os.fchown(source.fd, owner.uid, owner.gid)
 
@@ -512,9 +520,12 @@ def _readable() -> int:
     return os.eventfd(1, os.EFD_CLOEXEC)
 
 
-def _hand_over(hold: Hold, handle: DetachedProcess) -> None:
-    """Make the program the holder of its pidfile; it has the lock's descriptor, and the caller needs none."""
-    who = _process.identity_of(handle.pid)
+def _hand_over(hold: Hold, handle: DetachedProcess, ticks: int | None) -> None:
+    """Make the program the holder of its pidfile; it has the lock's descriptor, and the caller needs none.
+
+    `ticks` is when it started, if that is known without a look at /proc/PID/stat, which waits for the exec to end.
+    """
+    who = _process.identity_of(handle.pid) if ticks is None else _process.Identity(handle.pid, ticks)
     if who and _process.is_child(handle.fileno()):  # so that the number was the program's while it was looked up
         hold.name_holder(who)
         hold.close()

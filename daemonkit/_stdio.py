@@ -177,12 +177,12 @@ def reopen(fd: int, path: str, umask: int) -> None:
         os.close(new)
 
 
-def remove_if_empty(source: Source) -> None:
+def remove_if_empty(path: str, inode: tuple[int, int]) -> None:
     """Take back a log that was created for a start that failed before anything was written to it."""
-    info = os.fstat(source.fd)
     with contextlib.suppress(OSError):
-        if source.path and info.st_size == 0 and os.path.samestat(info, os.lstat(source.path)):
-            os.unlink(source.path)
+        info = os.lstat(path)
+        if info.st_size == 0 and inode == (info.st_dev, info.st_ino):
+            os.unlink(path)
 
 
 def fill_closed(undo: contextlib.ExitStack) -> None:
@@ -211,34 +211,35 @@ def _is_usable(stream: object) -> TypeGuard[TextIO]:
 # --- closing the rest --------------------------------------------------------------------------
 
 
-def open_descriptors() -> list[int]:
-    """Return the open descriptors above 2; the cost grows with them, not with RLIMIT_NOFILE."""
-    return [fd for fd in _numbers() if _is_open(fd)]
-
-
-def _numbers() -> Iterable[int]:
-    """Return the numbers above 2 that may be descriptors: the open ones, and that of the look itself."""
+def open_descriptors() -> dict[int, int]:
+    """Return the open descriptors above 2 and their flags; the cost grows with them, not with RLIMIT_NOFILE."""
     try:
-        return [fd for fd in map(int, os.listdir("/proc/self/fd")) if fd > 2]
+        count = os.stat("/proc/self/fd").st_size  # how many there are, from Linux 6.2 on: proc(5); before that 0
+        found = _probe(range(count + 2), count)
+        if len(found) != count:  # before 6.2, or there are high numbers
+            found = _probe(map(int, os.listdir("/proc/self/fd")))
     except OSError:
         # No /proc here, or a process that has changed its user may not look into its own: try every number that
         # can be one (the default of fs.nr_open), as RLIMIT_NOFILE may have been lowered since.
-        return range(3, 1 << 20)
+        found = _probe(range(1 << 20))
+    return {fd: flags for fd, flags in found.items() if fd > 2}
 
 
-def _is_inheritable(fd: int) -> bool:
-    try:
-        return os.get_inheritable(fd)
-    except OSError:
-        return False
+def _probe(numbers: Iterable[int], count: int = -1) -> dict[int, int]:
+    """Return which of these numbers are descriptors, with their flags, until `count` are found."""
+    found: dict[int, int] = {}
+    for fd in numbers:
+        try:
+            found[fd] = fcntl.fcntl(fd, fcntl.F_GETFD)
+        except OSError:
+            continue
+        if len(found) == count:
+            break
+    return found
 
 
 def _is_open(fd: int) -> bool:
-    try:
-        fcntl.fcntl(fd, fcntl.F_GETFD)
-    except OSError:
-        return False
-    return True
+    return bool(_probe([fd]))
 
 
 def inherited_descriptors(*, copies: bool) -> set[int]:
@@ -247,8 +248,11 @@ def inherited_descriptors(*, copies: bool) -> set[int]:
     With `copies`, also duplicates of 0, 1, 2 that are a pipe, a terminal or a socket, so that whoever reads the
     other end sees its end.
     """
-    channels = {_inode(fd) for fd in range(3) if copies and _is_channel(fd)}
-    return {fd for fd in _numbers() if _is_inheritable(fd) or (channels and _is_open(fd) and _inode(fd) in channels)}
+    found = open_descriptors()
+    handed = {fd for fd, flags in found.items() if not flags & fcntl.FD_CLOEXEC}
+    if copies and (channels := {inode(fd) for fd in range(3) if _is_channel(fd)}):
+        handed |= {fd for fd in found if inode(fd) in channels}
+    return handed
 
 
 def close(descriptors: Iterable[int]) -> None:
@@ -266,7 +270,8 @@ def _is_channel(fd: int) -> bool:
     return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(fd)
 
 
-def _inode(fd: int) -> tuple[int, int]:
+def inode(fd: int) -> tuple[int, int]:
+    """Return what tells an open file from every other."""
     info = os.fstat(fd)
     return info.st_dev, info.st_ino
 
