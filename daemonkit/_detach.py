@@ -149,7 +149,8 @@ class DetachedContext(DaemonContext):
         self._notify: socket.socket | None = None
         self._logs: dict[int, str | None] = {}
         self._umask = 0o022
-        _check(self)
+        with _notify.refusals():
+            _check(self)
 
     def __enter__(self) -> Self:
         """Open it."""
@@ -186,8 +187,8 @@ class DetachedContext(DaemonContext):
         """Become a daemon; return in the daemon, or in the foreground process. What `with` does on entry."""
         if self.is_open:
             return
-        _check(self)
-        with contextlib.ExitStack() as always, contextlib.ExitStack() as undo:
+        with _notify.refusals(), contextlib.ExitStack() as always, contextlib.ExitStack() as undo:
+            _check(self)
             plan = self._prepare(always, undo)
             if self.detach_process:
                 self._reporter = _fork.detach(self.start_timeout)

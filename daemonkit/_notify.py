@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
+import traceback
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _logger = logging.getLogger("daemonkit")
 
@@ -37,3 +43,20 @@ def send(connection: socket.socket | None, **fields: str | None) -> None:
         connection.send(message.encode(errors="backslashreplace"), socket.MSG_NOSIGNAL)
     except OSError as error:
         _logger.warning("the service manager was not told %s: %s", " ".join(message.split()), error)
+
+
+@contextlib.contextmanager
+def refusals() -> Iterator[None]:
+    """Tell the service manager why a start fails in this block."""
+    try:
+        yield
+    except Exception as error:
+        if connection := connect():
+            with connection:
+                send(connection, STATUS=f"failed to start: {cause_of(error)}")
+        raise
+
+
+def cause_of(error: BaseException) -> str:
+    """Return an exception as the last line of its traceback shows it."""
+    return "".join(traceback.format_exception_only(error)).partition("\nThe daemon's own traceback:")[0].strip()
