@@ -19,6 +19,7 @@ from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING
 
+from control import control_rows
 from lockfile.pidlockfile import PIDLockFile
 from spawns import spawn_rows
 from table import HERE, SMALL, Row, against, alone, compile_helper, free_gigabytes, take_turns, timed
@@ -242,6 +243,7 @@ _GROUPS = {
     "pidfile": _all_pidfile_rows,
     "detach": _all_start_rows,
     "spawn": spawn_rows,
+    "control": control_rows,
 }
 
 

@@ -61,7 +61,7 @@ def status(pidfile: Path | PidFile) -> Status:
     Reads only, and disturbs nobody who starts or stops. A file that another tool wrote, naming a live process that
     started before, counts as held. Raises OSError for what can't be a pidfile, with the path.
     """
-    holder = _pidfile.find_holder(_path(pidfile), with_start=True)
+    holder = _pidfile.find_holder(_path(pidfile))
     return Status(running=True, pid=holder.pid, _ticks=holder.started) if holder else Status(running=False, pid=None)
 
 
@@ -72,7 +72,7 @@ def attach(pidfile: Path | PidFile) -> DetachedProcess:
     child it tells where the kernel does (Linux 6.15), once the parent has taken it. Raises NotRunningError if there
     is no holder, or none that daemonkit can prove to be it.
     """
-    path = _path(pidfile)
+    path = os.path.abspath(_path(pidfile))
     while True:
         holder = _holder(path)
         try:
@@ -80,7 +80,7 @@ def attach(pidfile: Path | PidFile) -> DetachedProcess:
         except ProcessLookupError:  # it ended in between
             continue
         # If the same process still holds it, it lived all the while, and its number was its own.
-        if _pidfile.find_holder(path, with_start=True) == holder:
+        if _pidfile.find_holder(path) == holder:
             return DetachedProcess(holder.pid, pidfd, path, child=False)
         os.close(pidfd)
 
@@ -145,11 +145,11 @@ def _path(pidfile: Path | PidFile) -> str:
         raise TypeError(f"pidfile: a path or a PidFile, not {pidfile!r}")
     if not pidfile or "\0" in (path := os.fsdecode(pidfile)):
         raise ValueError(f"pidfile: {pidfile!r} is no path")
-    return os.path.abspath(path)
+    return path
 
 
 def _holder(path: str) -> Holder:
-    holder = _pidfile.find_holder(path, with_start=True)
+    holder = _pidfile.find_holder(path)
     if holder is None:
         raise NotRunningError(f"nothing holds {path}, so nothing of it runs", path=path)
     if not holder.ours:

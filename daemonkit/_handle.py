@@ -100,15 +100,15 @@ class DetachedProcess:
             return self.returncode
 
     def _look(self) -> None:
-        status = None
         if not self._ended:
+            if not _process.has_ended(self._pidfd):
+                return
+            # Asked only now that it has certainly ended: what is still there can be taken.
             with contextlib.suppress(ChildProcessError):  # not ours; somebody else took it; SIGCHLD is ignored
-                status = _process.exit_status(self._pidfd, reap=self._parent == os.getpid())
-        if status is None and (self._ended or _process.has_ended(self._pidfd)):
+                self.returncode = _process.exit_status(self._pidfd, reap=self._parent == os.getpid())
             self._ended = True
-            status = _process.told_status(self._pidfd)
-        if status is not None:
-            self.returncode, self._ended = status, True
+        if self.returncode is None:
+            self.returncode = _process.told_status(self._pidfd)
 
     def wait(self, timeout: float | None = None) -> int | None:
         """Wait until it has ended, at most `timeout` seconds; return what `poll` returns then.

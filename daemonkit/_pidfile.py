@@ -7,9 +7,12 @@ the holder opens and closes its own pidfile. Three ranges of offsets are used, n
 - ``[token, infinity)``, held for life. The token is the holder's pid and start time (`Identity.token`), so that
   the kernel itself says who took the lock: a reader needs neither the file's text nor the wall clock to know it,
   and a lock that a dead holder's descendant still has open is told from a live one. Any two such ranges overlap.
+  While a program is launched that is to hold the file, the range has an end: should the launcher be killed before it
+  has named the program, that tells to look for it.
 - byte 0, held for a moment: the mutex of whoever is about to replace the file or to hand it to another process.
-- byte ``pid``, a record lock of the holder's own. It is only a short cut: the kernel drops it when its process
-  ends and names the owner to whoever asks, so that asking about a held file takes one call and no look at /proc.
+- ``[pid, pid + start time)``, a record lock of the holder's own. It is only a short cut: the kernel drops it when its
+  process ends and names the owner to whoever asks, so that asking about a held file takes one call and no look at
+  /proc. It always ends before the token, as that is the same start time, shifted by more bits than a pid has.
 
 A file is published complete: an unnamed file (``O_TMPFILE``) gets its text and its lock, and only then a name
 (``linkat``), which fails if the name is taken. ``kill -9`` at any point leaves no debris. A stale file is removed
@@ -52,7 +55,8 @@ _CLOCK_SLACK: Final = 0.02  # seconds; start times and file times both tick in s
 
 _FLOCK = struct.Struct("hhqqi")  # struct flock of fcntl(2): type, whence, start, length, pid
 _ASK_RECORD = _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, 1, _PID_MAX, 0)
-_ASK_HOLDER = _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, _PID_MAX, 0, 0)
+_LENT_END: Final = (1 << 62) + 1
+_ASK_HOLDER = _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, _LENT_END - 1, 0, 0)  # no other lock of ours goes that far
 
 
 def _lock(fd: int, kind: int, start: int, length: int) -> None:
@@ -69,19 +73,18 @@ def _locked_by(fd: int) -> Identity | None:
     return None if kind == fcntl.F_UNLCK or start < _PID_MAX else Identity.from_token(start)
 
 
-def _record_of(fd: int) -> tuple[int, int] | None:
-    """Return the holder's record lock, as the byte it is on (its pid, by itself) and its pid as seen from here.
+def _record_of(fd: int) -> tuple[int, int, int] | None:
+    """Return the holder's record lock: its pid and start time by its own words, and its pid as seen from here.
 
-    The process certainly lives; seen from another PID namespace its number is another, or 0. Locks that cover more
-    than one byte are somebody else's.
+    The process certainly lives; seen from another PID namespace its number is another, or 0.
     """
     kind, _, start, length, pid = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_GETLK, _ASK_RECORD))
-    return None if kind == fcntl.F_UNLCK or length != 1 else (start, pid)
+    return None if kind == fcntl.F_UNLCK else (start, length, pid)
 
 
-def _set_record(fd: int, kind: int, pid: int) -> None:
+def _set_record(fd: int, kind: int, who: Identity) -> None:
     try:
-        fcntl.fcntl(fd, fcntl.F_SETLK, _FLOCK.pack(kind, os.SEEK_SET, pid, 1, 0))
+        fcntl.fcntl(fd, fcntl.F_SETLK, _FLOCK.pack(kind, os.SEEK_SET, who.pid, max(who.started, 1), 0))
     except OSError:
         pass  # only a short cut: without it readers take the longer way
 
@@ -112,20 +115,17 @@ class Holder(NamedTuple):
     """The live process that a pidfile belongs to."""
 
     pid: int
-    started: int | None
-    """Clock ticks since boot; None where it was not looked up, 0 where /proc hides it."""
+    started: int
+    """Clock ticks since boot, 0 where /proc hides it."""
     ours: bool
     """Whether it has daemonkit's lock; if not, another tool's process seems to run it."""
     here: bool = True
     """Whether the pid means something here; if not, it is that of another PID namespace (a container)."""
 
 
-def find_holder(path: str, *, with_start: bool = False) -> Holder | None:
-    """Return the live holder of the pidfile, or None; reads only. Raises OSError for what can't be a pidfile.
-
-    Its start time costs a system call more.
-    """
-    if (hold := _hold_of(path)) and hold.is_current():
+def find_holder(path: str) -> Holder | None:
+    """Return the live holder of the pidfile, or None; reads only. Raises OSError for what can't be a pidfile."""
+    if _holds and (hold := _hold_of(os.path.abspath(path))) and hold.is_current():
         return Holder(hold.owner.pid, hold.owner.started, ours=True)  # opening it would drop our record lock
     try:
         fd = os.open(path, _READ)
@@ -135,9 +135,8 @@ def find_holder(path: str, *, with_start: bool = False) -> Holder | None:
         raise _explained(error, path) from error
     try:
         record = _record_of(fd)
-        if record and record[0] == record[1]:
-            owner = _locked_by(fd) if with_start else None
-            return Holder(record[1], owner and owner.started, ours=True)
+        if record and record[0] == record[2]:
+            return Holder(*record[:2], ours=True)
         return _examine(fd, path)
     finally:
         os.close(fd)
@@ -150,15 +149,40 @@ def _examine(fd: int, path: str) -> Holder | None:
         number = errno.EISDIR if stat.S_ISDIR(info.st_mode) else errno.EINVAL
         raise OSError(number, "not a regular file, which a pidfile must be; give another path", path)
     if owner := _locked_by(fd):
-        if (record := _record_of(fd)) and record[0] == owner.pid:
+        if (record := _record_of(fd)) and record[:2] == owner:
             # Of a process in another PID namespace this one may know another number, or none.
-            return Holder(record[1] or owner.pid, owner.started, ours=True, here=record[1] != 0)
-        return Holder(*owner, ours=True) if _process.is_alive(owner) else None
+            return Holder(record[2] or owner.pid, owner.started, ours=True, here=record[2] != 0)
+        return Holder(*owner, ours=True) if _process.is_alive(owner) else _borrower(fd, owner)
     pid = _parse(os.pread(fd, 64, 0))
     started = _process.start_of(pid) if pid else None
     if started is None or _process.wall_clock(started) > info.st_mtime + _CLOCK_SLACK:
         return None  # dead, or a number that was given out again after the file was written
     return Holder(pid, started, ours=False)
+
+
+def _borrower(fd: int, launcher: Identity) -> Holder | None:
+    """Return the program that a launcher lent the lock to, and was killed before it could say so.
+
+    Of all that have the lock's descriptor it is the oldest.
+    """
+    if _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _ASK_HOLDER))[3] == 0:
+        return None  # it was not lent
+    inode, mark = os.fstat(fd), f" {launcher.token} "
+    found = [_process.identity_of(pid) for pid in _process.all_pids() if _has_lock(pid, inode, mark)]
+    oldest = min((who for who in found if who), key=lambda who: who.started, default=None)
+    return Holder(*oldest, ours=True) if oldest else None
+
+
+def _has_lock(pid: int, inode: os.stat_result, mark: str) -> bool:
+    """Tell whether a process has the very file open that the lock with that mark was taken through: proc(5), fdinfo."""
+    with contextlib.suppress(OSError):
+        for number in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.stat(f"/proc/{pid}/fd/{number}"), inode):
+                    with open(f"/proc/{pid}/fdinfo/{number}", encoding="ascii") as lines:
+                        if any(line.startswith("lock:") and mark in line for line in lines):
+                            return True
+    return False
 
 
 def _parse(text: bytes) -> int:
@@ -224,7 +248,7 @@ class Hold:
             if not self.is_current():
                 raise FileNotFoundError(errno.ENOENT, "removed or replaced while the daemon was starting", self.path)
             self.name_holder(me)
-        _set_record(self.fd, fcntl.F_WRLCK, me.pid)
+        _set_record(self.fd, fcntl.F_WRLCK, me)
 
     def name_holder(self, who: Identity) -> None:
         """Make `who` the one that the lock and the file name; for whoever has the mutex, or is the holder so far.
@@ -239,6 +263,10 @@ class Hold:
         _lock(self.fd, fcntl.F_WRLCK, who.token, 0)
         _lock(self.fd, fcntl.F_UNLCK, _PID_MAX, who.token - _PID_MAX)
         self.owner = who
+
+    def lend(self) -> None:
+        """Say that a program is about to get the lock's descriptor; `name_holder` is to follow."""
+        _lock(self.fd, fcntl.F_UNLCK, _LENT_END, 0)
 
     def release(self) -> None:
         """Free the pidfile: removed, or emptied where this process may not remove it any more."""
@@ -279,7 +307,7 @@ def inherited() -> Iterator[None]:
     _adopting.now = True
     try:
         for hold in tuple(_holds):
-            _set_record(hold.fd, fcntl.F_UNLCK, hold.owner.pid)  # it would go on naming the parent
+            _set_record(hold.fd, fcntl.F_UNLCK, hold.owner)  # it would go on naming the parent
         yield
     finally:
         _adopting.now = False
@@ -357,7 +385,7 @@ class PidFile(PIDLockFile):
         it was to wait; OSError, with the path, for a file or directory that can't be used.
         """
         hold = take(self.path, self.timeout if timeout == _AS_BUILT else timeout)
-        _set_record(hold.fd, fcntl.F_WRLCK, hold.owner.pid)
+        _set_record(hold.fd, fcntl.F_WRLCK, hold.owner)
         _hook_fork()
         _holds.add(hold)
         self._hold = hold

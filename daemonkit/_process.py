@@ -60,11 +60,16 @@ def _read_stat(pid: int | str) -> tuple[str, int]:
 
 
 def identity_of(pid: int) -> Identity | None:
-    """Return a child's identity, though it be a zombie; None if somebody reaped it."""
+    """Return a process's identity, though it be a zombie; None if it is gone."""
     try:
         return Identity(pid, _read_stat(pid)[1])
     except (FileNotFoundError, ProcessLookupError):
         return None
+
+
+def all_pids() -> list[int]:
+    """Return every process that can be seen."""
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
 
 def start_of(pid: int) -> int | None:

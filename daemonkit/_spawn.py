@@ -15,6 +15,7 @@ import marshal
 import os
 import signal
 import stat
+import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -28,7 +29,7 @@ from daemonkit._pidfile import Hold, PidFile
 if TYPE_CHECKING:
     from daemonkit._stdio import Path, Source, StreamOption
 
-_SHELL: Final = "/bin/sh"
+_SHELL: Final = b"/bin/sh"
 _RESET: Final = frozenset(map(int, signal.valid_signals())) - {signal.SIGKILL, signal.SIGSTOP}
 _RESTORED: Final = 1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1  # Python ignores them; Popen sets them back
 _SHEBANG: Final = 256  # bytes of a script's first line that the kernel reads: execve(2)
@@ -109,12 +110,15 @@ def spawn_detached(  # noqa: PLR0913 - each is an option of its own, and keyword
     directory = _directory(cwd)
     lock = _pidfile_of(pidfile)
     found = _find(program, environment, directory)
-    with contextlib.ExitStack() as always, contextlib.ExitStack() as undo:
-        null = _null(always)
+    with contextlib.ExitStack() as fill, contextlib.ExitStack() as always, contextlib.ExitStack() as undo:
+        _stdio.fill_closed(fill)
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        always.callback(os.close, null)
         hold = None
         if lock:
             hold = _pidfile.take(lock.path, lock.timeout)
             undo.callback(hold.release)
+            hold.lend()
         streams, pipes = _open_streams(options, input, null, umask, owner, always, undo)
         plan = _Plan(
             path=found,
@@ -159,13 +163,13 @@ def _command(args: object, executable: Path | None, *, shell: bool) -> tuple[tup
         raise ValueError("args: empty; give the program and its arguments")
     argv = [_text("args", part) for part in args]
     if shell:
-        argv = [os.fsencode(_SHELL if executable is None else executable), b"-c", *argv]
-    first = argv[0] if shell else args[0]
-    program = os.fspath(first if executable is None else executable)
+        argv = [_SHELL if executable is None else _text("executable", executable), b"-c", *argv]
+    if executable is not None:
+        _text("executable", executable)
+    program = os.fspath(executable if executable is not None else os.fsdecode(_SHELL) if shell else args[0])
     if not program:
         raise ValueError("args: the program's name is empty")
-    _text("executable", program)
-    return tuple(argv), os.fsdecode(program) if shell and executable is None else program
+    return tuple(argv), program
 
 
 def _text(name: str, value: object) -> bytes:
@@ -256,7 +260,7 @@ def _find(program: str | bytes, env: Mapping[bytes, bytes] | None, cwd: str | No
     for candidate in candidates:
         full = candidate if cwd is None else os.path.join(os.fsencode(cwd), candidate)
         try:
-            if stat.S_ISREG(os.stat(full).st_mode) and os.access(full, os.X_OK, effective_ids=True):
+            if _is_program(full):
                 return candidate
         except (FileNotFoundError, NotADirectoryError) as error:
             if len(candidates) == 1:
@@ -270,6 +274,10 @@ def _find(program: str | bytes, env: Mapping[bytes, bytes] | None, cwd: str | No
     raise refused or FileNotFoundError(errno.ENOENT, missing, program)
 
 
+def _is_program(path: bytes) -> bool:
+    return stat.S_ISREG(os.stat(path).st_mode) and os.access(path, os.X_OK, effective_ids=True)
+
+
 def _blamed(error: OSError, plan: _Plan, program: str | bytes) -> OSError:
     """Return the error with what is at fault as its filename: the program, or the interpreter that it names."""
     number = error.errno or 0
@@ -280,11 +288,20 @@ def _blamed(error: OSError, plan: _Plan, program: str | bytes) -> OSError:
     text = os.strerror(number)
     if number in {errno.ENOENT, errno.EACCES, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}:
         while interpreter := _interpreter(path):  # which may be a script too: execve(2)
-            at_fault, path = os.fsdecode(interpreter), interpreter
-            text = f"{os.strerror(number)}: the interpreter in the first line of {os.fsdecode(program)}"
+            path = interpreter
+            if not _is_runnable(path):
+                at_fault = os.fsdecode(path)
+                text = f"{os.strerror(number)}: the interpreter in the first line of {os.fsdecode(program)}"
         if at_fault == program and number == errno.ENOENT:
             text = f"{text}: the program is there, but not the loader that it needs"
     return OSError(number, text, at_fault)
+
+
+def _is_runnable(path: bytes) -> bool:
+    try:
+        return _is_program(path)
+    except OSError:
+        return False
 
 
 def _interpreter(path: bytes) -> bytes | None:
@@ -333,15 +350,6 @@ def _open_streams(  # noqa: PLR0913, PLR0917 - what it takes, and the two stacks
     return tuple(fds), pipes
 
 
-def _null(always: contextlib.ExitStack) -> int:
-    """Open the null device above 2, and on whichever of 0, 1, 2 is closed, so that nothing else lands there."""
-    while True:
-        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        always.callback(os.close, null)
-        if null > 2:
-            return null
-
-
 def _own_log(source: Source, owner: _users.Owner | None, undo: contextlib.ExitStack) -> None:
     if source.created and source.path:
         undo.callback(_stdio.remove_if_empty, source.path, _stdio.inode(source.fd))
@@ -378,7 +386,7 @@ def _start(plan: _Plan, started: list[int], program: str | bytes) -> None:
         if plan.cwd is not None or plan.umask >= 0 or plan.owner or not _spawn(plan, started):
             (_popen_clean if _has_odd_signals() else _popen)(plan, started)
     except OSError as error:
-        if error.filename is not None and error.filename == plan.cwd:
+        if error.filename is not None and error.filename in {plan.cwd, sys.executable}:
             raise
         raise _blamed(error, plan, program) from None
 
@@ -408,37 +416,33 @@ def _spawn(plan: _Plan, started: list[int]) -> bool:
 
 
 def _popen(plan: _Plan, started: list[int]) -> None:
-    owner = plan.owner
-    started.append(
-        _pid_of(
-            plan.argv,
-            plan,
-            executable=plan.path,
-            env=plan.env,
-            user=owner.uid if owner else None,
-            group=owner.gid if owner else None,
-            extra_groups=owner.groups if owner else None,
+    options: dict[str, Any] = {"executable": plan.path, "env": plan.env}
+    if plan.owner:
+        options |= {"user": plan.owner.uid, "group": plan.owner.gid, "extra_groups": plan.owner.groups}
+    _run(plan, started, plan.argv, **options)
+
+
+def _run(
+    plan: _Plan,
+    started: list[int],
+    argv: Sequence[str | bytes],
+    keep: Iterable[int] = (),
+    **options: Any,  # noqa: ANN401 - Popen's
+) -> None:
+    process = subprocess.Popen.__new__(subprocess.Popen)
+    try:
+        process.__init__(  # type: ignore[misc]  # so that there is a name for it, whatever happens in there
+            argv,
+            **dict(zip(_stdio.NAMES, plan.streams, strict=True)),
+            pass_fds=(*plan.keep, *keep),
+            cwd=plan.cwd,
+            umask=plan.umask,
+            start_new_session=True,
+            **options,
         )
-    )
-
-
-def _pid_of(argv: Sequence[str | bytes], plan: _Plan, keep: Iterable[int] = (), **options: Any) -> int:  # noqa: ANN401 - Popen's
-    import subprocess  # noqa: PLC0415 - 12 ms that few calls need
-
-    stdin, stdout, stderr = plan.streams
-    process = subprocess.Popen(
-        argv,
-        stdin=stdin,
-        stdout=stdout,
-        stderr=stderr,
-        pass_fds=(*plan.keep, *keep),
-        cwd=plan.cwd,
-        umask=plan.umask,
-        start_new_session=True,
-        **options,
-    )
-    process.returncode = 0  # so that it neither reaps nor warns: that is left to the handle
-    return process.pid
+        started.append(process.pid)
+    finally:
+        process.returncode = 0  # so that it neither reaps nor warns: that is left to the handle
 
 
 _BECOME: Final = """
@@ -477,7 +481,13 @@ def _popen_clean(plan: _Plan, started: list[int]) -> None:
         stack.callback(os.close, spec)
         reader, writer = (stack.enter_context(open(fd, mode)) for fd, mode in zip(os.pipe(), ("rb", "wb"), strict=True))
         command = [sys.executable, "-I", "-S", "-c", _BECOME, str(spec), str(writer.fileno())]
-        started.append(_pid_of(command, plan, (spec, writer.fileno())))
+        try:
+            _run(plan, started, command, (spec, writer.fileno()))
+        except OSError as error:
+            if error.filename == sys.executable:
+                text = f"{error.strerror}: it is needed to set back the signals that are ignored or blocked here"
+                raise OSError(error.errno, text, sys.executable) from error
+            raise
         writer.close()
         said = reader.read()  # up to the exec, which closes the other end
     if said == b"+":

@@ -109,7 +109,7 @@ def test_another_tools_process_is_shown_but_never_signalled(tmp_path: Path, call
     with subprocess.Popen(["sleep", "60"]) as stranger:
         (tmp_path / "app.pid").write_text(f"{stranger.pid}\n")
         assert daemonkit.status(tmp_path / "app.pid").pid == stranger.pid
-        arguments = (signal.SIGTERM,) if call == "send_signal" else ()
+        arguments = (signal.SIGKILL,) if call == "send_signal" else ()
         with pytest.raises(daemonkit.NotRunningError, match=f"process {stranger.pid}.*another tool's"):
             getattr(daemonkit, call)(tmp_path / "app.pid", *arguments)
         assert stranger.poll() is None
@@ -302,3 +302,80 @@ def test_a_program_that_was_spawned_with_a_pidfile_is_looked_after_the_same_way(
     assert status.pid == process.pid and status.started is not None
     assert daemonkit.stop(tmp_path / "b.pid") is True
     assert process.wait(PATIENCE) == -signal.SIGTERM and not daemonkit.status(tmp_path / "b.pid")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a PID namespace of one's own takes root")
+def test_a_stranger_that_was_given_the_holders_number_is_never_signalled(tmp_path: Path) -> None:
+    """In a PID namespace, where ns_last_pid says which number is the next."""
+    done = run(
+        tmp_path,
+        """
+        import subprocess
+        holder = daemonkit.spawn_detached(["sleep", "1000"], pidfile="app.pid")
+        first = holder.pid
+        holder.kill(); holder.wait()
+        time.sleep(0.1)  # clocks tick: a process that starts within 20 ms counts as the one that the file names
+        def next_is(pid):
+            with open("/proc/sys/kernel/ns_last_pid", "w") as file: file.write(str(pid - 1))
+        for _ in range(100):
+            next_is(first)
+            stranger = subprocess.Popen(["sleep", "1000"])
+            if stranger.pid == first: break
+            stranger.kill(); stranger.wait()
+        assert stranger.pid == first and read("app.pid") == f"{first}\\n"
+        print(daemonkit.status("app.pid"))
+        for call in (daemonkit.stop, lambda p: daemonkit.send_signal(p, signal.SIGKILL), lambda p: daemonkit.attach(p).kill()):
+            try:
+                call("app.pid")
+            except daemonkit.NotRunningError as error:
+                print("refused")
+        holder.kill(); holder.terminate(); holder.send_signal(signal.SIGKILL, group=True)
+        print(stranger.poll())
+        stranger.kill(); stranger.wait()
+    """,
+        wrapper=("unshare", "--pid", "--fork", "--mount-proc"),
+    )
+    assert done.stdout.splitlines() == [
+        "Status(running=False, pid=None, started=None)",
+        "refused",
+        "refused",
+        "refused",
+        "None",
+    ], done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a pidfile of another user's takes root")
+def test_a_pidfile_that_another_user_owns_makes_root_signal_nobody(tmp_path: Path) -> None:
+    """Whoever owns the file can write any number into it, and even lock it: as another tool would."""
+    for parent in [tmp_path, *tmp_path.parents][:4]:
+        parent.chmod(0o755)
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    os.chown(theirs, 65534, 65534)
+    with subprocess.Popen(["sleep", "60"]) as stranger:
+        done = run(
+            tmp_path,
+            f"""
+            import fcntl
+            daemonkit.PidFile, daemonkit.status
+            os.setgroups([]); os.setgid(65534); os.setuid(65534)
+            file = open("theirs/app.pid", "w")
+            print({stranger.pid}, file=file, flush=True)
+            sys.stdout.flush()
+            if os.fork() == 0:
+                os.closerange(0, 3)
+                fcntl.lockf(file, fcntl.LOCK_EX)
+                with open("theirs/locked.new", "w") as locked: locked.write(str(os.getpid()))
+                os.rename("theirs/locked.new", "theirs/locked")
+                wait()
+        """,
+        )
+        assert done.returncode == 0, done.stderr
+        locker = int(eventually((theirs / "locked").read_text))
+        for call in (daemonkit.stop, daemonkit.attach):
+            with pytest.raises(daemonkit.NotRunningError):
+                call(theirs / "app.pid")
+        assert stranger.poll() is None and alive(locker)
+        os.kill(locker, signal.SIGKILL)
+        ended(locker)
+        stranger.kill()

@@ -17,7 +17,7 @@ from harness import alive, ended, eventually, run, stop
 import daemonkit
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs").glob("howto/*.md"))]
 BLOCKS = [
     pytest.param(code, id=f"{page.stem}-{n}")
     for page in PAGES

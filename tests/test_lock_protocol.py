@@ -321,7 +321,7 @@ class World:
         self.contenders: list[Contender] = []
         self.others = {FOREIGN} if scenario.before == "foreign" else set()
         self.owners: dict[int, set[object]] = {}
-        self.records: dict[tuple[int, tuple[int, int]], None] = {}  # in the order in which they came
+        self.records: dict[tuple[int, tuple[int, int]], int] = {}  # their lengths, in the order in which they came
         self.steps = 0
         self.trace: list[list[Any]] = []
 
@@ -388,12 +388,12 @@ class World:
         if command == fcntl.F_SETLK:
             self.records.pop((me.who.pid, inode(fd)), None)
             if kind != fcntl.F_UNLCK:
-                self.records[me.who.pid, inode(fd)] = None
+                self.records[me.who.pid, inode(fd)] = length
             return argument
         if command == fcntl.F_GETLK:
-            for pid, where in self.records:
+            for (pid, where), size in self.records.items():
                 if where == inode(fd) and pid != me.who.pid and start <= pid < start + length:
-                    return FLOCK.pack(fcntl.F_WRLCK, whence, pid, 1, pid)
+                    return FLOCK.pack(fcntl.F_WRLCK, whence, pid, size, pid)
             return FLOCK.pack(fcntl.F_UNLCK, whence, start, length, 0)
         if me.parent and command == fcntl.F_OFD_SETLK and start + (length or HOLDER_RANGE + 1) > HOLDER_RANGE:
             me.took_over = True
@@ -419,7 +419,7 @@ class World:
         if me.parent and me.took_over:
             me.parent.believes = False  # until it has looked
         me.believes = me.published = False
-        self.records = {key: None for key in self.records if key[0] != me.who.pid}
+        self.records = {key: size for key, size in self.records.items() if key[0] != me.who.pid}
         kept = {hold.fd for hold in me.holds} if me.orphan else set()
         for fd in [fd for fd, owners in self.owners.items() if me in owners]:
             if fd in kept:

@@ -24,7 +24,7 @@ import pytest
 from harness import ended, eventually, pid_in, run
 from lockfile.pidlockfile import PIDLockFile
 
-from daemonkit import AlreadyRunningError, PidFile, _pidfile
+from daemonkit import AlreadyRunningError, PidFile, _pidfile, _process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -486,6 +486,7 @@ def test_a_readers_lock_wherever_it_can_get_one_deceives_nobody(public: Path) ->
     """Who may only read a file may have fcntl(2) lock it for reading: all but the bytes that the holder has."""
     lock = PidFile(public / "pid")
     lock.acquire()
+    pid, started = _process.identity()
     program = harness.write(
         public,
         ORDINARY
@@ -493,7 +494,7 @@ def test_a_readers_lock_wherever_it_can_get_one_deceives_nobody(public: Path) ->
     import fcntl
     become_ordinary()
     file = open("pid")
-    for start, end in (0, {os.getpid()}), ({os.getpid() + 1}, 1 << 22):
+    for start, end in (0, {pid}), ({pid + started}, {_process.identity().token}):
         fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB, end - start, start)
     print("locked", flush=True)
     sys.stdin.read()
