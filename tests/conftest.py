@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 def _subreaper() -> None:
     harness.become_subreaper()
     # Under nohup, or as a shell's background job, these come ignored, and every program under test would inherit it.
-    for number, default in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+    default_int = (signal.SIGINT, signal.default_int_handler)
+    for number, default in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGQUIT, signal.SIG_DFL), default_int):
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, default)
 
@@ -31,9 +32,8 @@ def _no_strays() -> Iterator[None]:
     with contextlib.suppress(AssertionError):  # a process that was told to end may take a moment
         harness.eventually(lambda: not [pid for pid, _ in harness.own_children() if pid not in before], patience=5)
     strays = [(pid, what) for pid, what in harness.own_children() if pid not in before]
-    for pid, _ in strays:
+    for pid in set(harness.children()) - before:  # children, unreaped: their numbers are theirs
         os.kill(pid, signal.SIGKILL)
-    for pid in set(harness.children()) - before:
         with contextlib.suppress(ChildProcessError):
             os.waitpid(pid, 0)
     assert not strays, f"left running: {strays}"
