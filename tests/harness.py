@@ -59,7 +59,7 @@ def report(path="report", **more):
 
 def wait():
     while True:
-        signal.pause()
+        time.sleep(0.1)  # not for ever: a signal that comes just before a pause() is handled only after it
 """
 
 

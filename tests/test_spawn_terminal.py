@@ -98,8 +98,7 @@ def test_keys_that_the_caller_itself_survives_do_not_reach_the_program_either(tm
         program, caller = pids(tmp_path)
         terminal.read("listens")
         for _ in range(3):
-            terminal.type("\x03")
-            terminal.read("heard")
+            terminal.insist("\x03", "heard")
         assert alive(caller) and alive(program) and grows(tmp_path / "log")
         os.kill(caller, signal.SIGKILL)
         assert stop(program) == -signal.SIGTERM
