@@ -134,11 +134,12 @@ def spawn_detached(  # noqa: PLR0913 - each is an option of its own, and keyword
         try:
             before = _process.ticks()
             _start(plan, started, program)
-            ticks = before if before == _process.ticks() else None
-            always.close()  # which leaves room for the pidfd
+            in_time = before == _process.ticks()
+            always.close()  # which leaves room for a descriptor: one for a look at /proc, and then for the pidfd
+            who = _identity(started[0], before if in_time else None) if hold else None
             handle = _handle(started[0], args, pipes)
             if hold:
-                _hand_over(hold, handle, ticks)
+                _hand_over(hold, handle, who)
         except BaseException:
             _end(started)
             raise
@@ -530,12 +531,13 @@ def _readable() -> int:
     return os.eventfd(1, os.EFD_CLOEXEC)
 
 
-def _hand_over(hold: Hold, handle: DetachedProcess, ticks: int | None) -> None:
-    """Make the program the holder of its pidfile; it has the lock's descriptor, and the caller needs none.
+def _identity(pid: int, ticks: int | None) -> _process.Identity | None:
+    """Return the program's identity; a look at /proc/PID/stat, which waits for the exec to end, if `ticks` is None."""
+    return _process.identity_of(pid) if ticks is None else _process.Identity(pid, ticks)
 
-    `ticks` is when it started, if that is known without a look at /proc/PID/stat, which waits for the exec to end.
-    """
-    who = _process.identity_of(handle.pid) if ticks is None else _process.Identity(handle.pid, ticks)
+
+def _hand_over(hold: Hold, handle: DetachedProcess, who: _process.Identity | None) -> None:
+    """Make the program the holder of its pidfile; it has the lock's descriptor, and the caller needs none."""
     if who and _process.is_child(handle.fileno()):  # so that the number was the program's while it was looked up
         hold.name_holder(who)
         hold.close()

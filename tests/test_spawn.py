@@ -1682,3 +1682,21 @@ def test_a_socket_given_as_a_stream_keeps_its_kind() -> None:
         assert seen(p.pid)["fds"]["0"] == seen(p.pid)["fds"]["1"] == os.readlink(f"/proc/self/fd/{one.fileno()}")
         p.kill()
         assert p.wait() == -signal.SIGKILL
+
+
+def test_a_start_during_which_the_clock_ticks_is_named_right_too(tmp_path: Path) -> None:
+    """Then the start time is looked up, and not told by the clock."""
+    call(
+        tmp_path,
+        """
+        from daemonkit import _process
+        for ticking in (True, False):
+            if ticking: now, _process.ticks = _process.ticks, iter(range(1000)).__next__
+            else: _process.ticks = now
+            p = spawn(["sleep", "1000"], pidfile="pid")
+            status = daemonkit.status("pid")
+            assert status.pid == p.pid and status._ticks == _process.identity_of(p.pid).started, ticking
+            p.kill(); p.wait()
+            assert not daemonkit.status("pid")
+    """,
+    )
