@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from daemonkit._detach import DetachedContext, detached
     from daemonkit._handle import DetachedProcess
     from daemonkit._pidfile import PidFile
+    from daemonkit._policy import Backoff
     from daemonkit._spawn import spawn_detached
+    from daemonkit._supervise import Event, InstanceRecord, Summary, supervise
     from daemonkit.errors import (
         AlreadyRunningError,
         DaemonkitError,
@@ -28,21 +30,26 @@ __all__ = [
     "PIPE",
     "STDOUT",
     "AlreadyRunningError",
+    "Backoff",
     "DaemonkitError",
     "DetachedContext",
     "DetachedProcess",
+    "Event",
+    "InstanceRecord",
     "NotRunningError",
     "PidFile",
     "StartError",
     "StartTimeoutError",
     "Status",
     "StopTimeoutError",
+    "Summary",
     "attach",
     "detached",
     "send_signal",
     "spawn_detached",
     "status",
     "stop",
+    "supervise",
 ]
 
 _HOME = {
@@ -50,7 +57,12 @@ _HOME = {
     "detached": "_detach",
     "DetachedProcess": "_handle",
     "PidFile": "_pidfile",
+    "Backoff": "_policy",
+    "Event": "_supervise",
+    "InstanceRecord": "_supervise",
     "Status": "_control",
+    "Summary": "_supervise",
+    "supervise": "_supervise",
     "attach": "_control",
     "send_signal": "_control",
     "status": "_control",

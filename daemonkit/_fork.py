@@ -28,7 +28,7 @@ from daemonkit import _pidfile
 from daemonkit.errors import StartError, StartTimeoutError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from contextlib import AbstractContextManager
 
 SIGNALS: Final = frozenset(map(int, signal.valid_signals()))
@@ -72,6 +72,18 @@ class Reporter:
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 stream.flush()
         os._exit(status)
+
+
+def fork_child(become: Callable[[], NoReturn]) -> int:
+    """Fork a child that calls `become`, which ends it; return its pid."""
+    with _quiet():
+        pid = _fork()
+    if pid == 0:
+        try:
+            become()
+        finally:
+            os._exit(255)
+    return pid
 
 
 def detach(timeout: float | None) -> Reporter:  # noqa: RET503 - _await does not return

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import math
 import os
 import select
+import signal
 import struct
 import time
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 _HZ = os.sysconf("SC_CLK_TCK")
 _TICK: Final = 10**9 // _HZ  # nanoseconds
@@ -134,6 +136,43 @@ def wait_for_end(pid: int | None, seconds: float) -> None:
             stack.callback(os.close, pidfd)
             poll.register(pidfd, select.POLLIN)
         poll.poll(seconds * 1000)
+
+
+# --- parents and children: prctl(2), which Python has not --------------------------------------------------------
+
+_PR_SET_PDEATHSIG: Final = 1
+_PR_SET_CHILD_SUBREAPER: Final = 36
+_PR_GET_CHILD_SUBREAPER: Final = 37
+_libc: Any = None
+
+
+def _prctl(option: int, value: object) -> None:
+    global _libc  # noqa: PLW0603 - ctypes takes 10 ms, which only a supervisor spends; and none of it after a fork
+    if _libc is None:
+        import ctypes  # noqa: PLC0415 - as above
+
+        _libc = ctypes.CDLL(None, use_errno=True)
+    if _libc.prctl(option, value, 0, 0, 0) != 0:
+        raise OSError(errno.EINVAL, f"prctl({option})")
+
+
+def become_subreaper(*, on: bool = True) -> None:
+    """Become the parent of whatever this process's descendants leave behind."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, int(on))
+
+
+def is_subreaper() -> bool:
+    """Tell whether it is already."""
+    import ctypes  # noqa: PLC0415 - as above
+
+    answer = ctypes.c_int()
+    _prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(answer))
+    return bool(answer.value)
+
+
+def die_with_parent() -> None:
+    """Be killed when the parent ends."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 # --- ends and exit statuses, by pidfd: a number may be given out again, a pidfd never means another process -------

@@ -96,20 +96,20 @@ def spawn_detached(  # noqa: PLR0913 - each is an option of its own, and keyword
     FileNotFoundError: [Errno 2] not found on PATH: 'no-such-program'
     """
     _process.reap()
-    argv, program = _command(args, executable, shell=shell)
+    argv, program = command(args, executable, shell=shell)
     options = {"stdin": stdin, "stdout": stdout, "stderr": stderr}
     _check_streams(options, input)
     keep = _check_pass_fds(pass_fds)
-    environment = _environment(env)
+    variables = environment(env)
     umask = None if umask == -1 else umask
     _process.check_number("umask", umask, 0o777)
     owner = None
     if user is not None or group is not None or extra_groups is not None:
         _check_groups(extra_groups)
         owner = _users.owner_of(user, group, extra_groups, names=("user", "group", "extra_groups"))
-    directory = _directory(cwd)
+    folder = directory(cwd)
     lock = _pidfile_of(pidfile)
-    found = _find(program, environment, directory)
+    found = find(program, variables, folder)
     with contextlib.ExitStack() as fill, contextlib.ExitStack() as always, contextlib.ExitStack() as undo:
         _stdio.fill_closed(fill)
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -123,10 +123,10 @@ def spawn_detached(  # noqa: PLR0913 - each is an option of its own, and keyword
         plan = _Plan(
             path=found,
             argv=argv,
-            env=environment,
+            env=variables,
             streams=streams,
             keep=keep | {hold.fd} if hold else keep,
-            cwd=directory,
+            cwd=folder,
             umask=-1 if umask is None else umask,
             owner=owner,
         )
@@ -150,7 +150,7 @@ def spawn_detached(  # noqa: PLR0913 - each is an option of its own, and keyword
 # --- what was asked for -------------------------------------------------------------------------------------------
 
 
-def _command(args: object, executable: Path | None, *, shell: bool) -> tuple[tuple[bytes, ...], str | bytes]:
+def command(args: object, executable: Path | None, *, shell: bool) -> tuple[tuple[bytes, ...], str | bytes]:
     """Return the argument vector, and the program as it was named."""
     if not isinstance(shell, bool):
         raise TypeError(f"shell: True or False, not {shell!r}")
@@ -182,7 +182,8 @@ def _text(name: str, value: object) -> bytes:
     return text
 
 
-def _environment(env: object) -> dict[bytes, bytes] | None:
+def environment(env: object) -> dict[bytes, bytes] | None:
+    """Return an environment as `os.posix_spawn` is quick with it; None for the caller's own."""
     if env is None:
         return None
     if not isinstance(env, Mapping):
@@ -228,12 +229,13 @@ def _check_groups(groups: object) -> None:
         raise TypeError(f"extra_groups: numbers and names of groups, not {groups!r}")
 
 
-def _directory(cwd: Path | None) -> str | None:
+def directory(cwd: Path | None) -> str | None:
+    """Return a directory that can be entered."""
     if cwd is None:
         return None
-    directory = os.fsdecode(_text("cwd", cwd))
-    _stdio.check_enterable(directory)
-    return directory
+    folder = os.fsdecode(_text("cwd", cwd))
+    _stdio.check_enterable(folder)
+    return folder
 
 
 def _pidfile_of(pidfile: Path | PidFile | None) -> PidFile | None:
@@ -247,7 +249,7 @@ def _pidfile_of(pidfile: Path | PidFile | None) -> PidFile | None:
 # --- where the program is -----------------------------------------------------------------------------------------
 
 
-def _find(program: str | bytes, env: Mapping[bytes, bytes] | None, cwd: str | None) -> bytes:
+def find(program: str | bytes, env: Mapping[bytes, bytes] | None, cwd: str | None) -> bytes:
     """Return the program's path, as seen from `cwd`; looked for beforehand, as a failed start sends a SIGCHLD."""
     name = os.fsencode(program)
     if b"/" in name:

@@ -64,7 +64,9 @@ def test_the_readmes_first_transcript_is_what_a_shell_shows(tmp_path: Path) -> N
     assert sorted(path.name for path in tmp_path.iterdir()) == ["beat.log", "beat.py"]
 
 
-@pytest.mark.parametrize("name", ["_control", "_detach", "_handle", "_pidfile", "_spawn", "errors"])
+@pytest.mark.parametrize(
+    "name", ["_control", "_detach", "_handle", "_pidfile", "_policy", "_spawn", "_supervise", "errors"]
+)
 def test_examples_in_docstrings(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     module = importlib.import_module(f"daemonkit.{name}")

@@ -96,5 +96,6 @@ print(json.dumps(said))
 
 def test_on_another_platform_it_imports_and_each_call_says_why_it_can_not() -> None:
     said = json.loads(_fresh(ELSEWHERE))
-    assert set(said) == {name for name in daemonkit.__all__ if not name.endswith("Error") and not name.isupper()}
+    names = {name for name in daemonkit.__all__ if not name.endswith("Error") and not name.isupper()}
+    assert set(said) == names - {"Backoff"}  # three numbers, which are the same everywhere
     assert all(name in text and "\n" not in text for name, text in said.items())

@@ -1,0 +1,754 @@
+"""Keep a program running: `supervise`.
+
+Two processes take part. The calling process, which a pidfile names, keeps watch; a worker process does the
+supervising (`_worker`). Each watches the other by pidfd: if the worker is killed, the caller ends what it left and
+starts another; if the caller is killed, the worker ends everything. If both are, the kernel kills the instances.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import logging
+import marshal
+import math
+import os
+import resource
+import select
+import signal
+import socket
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
+
+from daemonkit import _fork, _process, _spawn, _stdio, _users, _worker
+from daemonkit._constants import INHERIT, PIPE, STDOUT
+from daemonkit._policy import FINAL, Backoff, Instance, Rules, State
+from daemonkit._worker import Settings, Stream, Worker
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from daemonkit._stdio import Path, StreamOption
+
+_logger = logging.getLogger("daemonkit")
+
+Kind = Literal["start", "ready", "exit", "gave-up", "reload-failed", "memory", "watchdog"]
+Listen = str | socket.socket
+
+_NOT_PASSED: Final = frozenset(
+    {
+        b"NOTIFY_SOCKET",
+        b"LISTEN_FDS",
+        b"LISTEN_PID",
+        b"LISTEN_FDNAMES",
+        b"WATCHDOG_USEC",
+        b"WATCHDOG_PID",
+    }
+)  # the caller's own
+_BUFFER: Final = 1 << 16
+_PIPE_SIZE: Final = 1 << 20
+_BACKLOG: Final = 1024
+_RETRY: Final = 1.0  # seconds until a log that could not be written is tried again
+_WORKER_BACKOFF: Final = Backoff(initial=0.1, maximum=10.0)
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to an instance; `time` is in seconds since the epoch."""
+
+    instance: int
+    kind: Kind
+    pid: int
+    exitcode: int | None
+    time: float
+
+
+@dataclass(frozen=True)
+class InstanceRecord:
+    """How an instance ended up: `exitcode` is that of its last run."""
+
+    index: int
+    starts: int
+    exitcode: int | None
+    state: State
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What `supervise` returns: `exitcode` is 0 if all ended as wished, else 1."""
+
+    exitcode: int
+    instances: tuple[InstanceRecord, ...]
+
+
+def supervise(  # noqa: PLR0913 - each is an option of its own, and keyword-only
+    target: Sequence[Path] | Callable[[], object],
+    *,
+    instances: int | Literal["auto"] = 1,
+    restart: Literal["always", "on-failure", "never"] = "on-failure",
+    success_codes: Iterable[int] = (0,),
+    backoff: Backoff = Backoff(),  # noqa: B008 - frozen
+    min_uptime: float = 1.0,
+    max_restarts: int | None = None,
+    stop_signal: int = signal.SIGTERM,
+    stop_timeout: float = 10.0,
+    wait_ready: bool = False,
+    start_timeout: float = 30.0,
+    watchdog: float | None = None,
+    max_memory: int | None = None,
+    cpu_affinity: Literal["spread"] | None = None,
+    listen: Listen | Iterable[Listen] = (),
+    cwd: Path | None = None,
+    env: Mapping[str, str] | Mapping[bytes, bytes] | None = None,
+    user: int | str | None = None,
+    group: int | str | None = None,
+    umask: int | None = None,
+    stdin: StreamOption = None,
+    stdout: StreamOption = None,
+    stderr: StreamOption = None,
+    log_max_bytes: int | None = None,
+    log_backups: int = 5,
+    on_event: Callable[[Event], object] | None = None,
+) -> Summary:
+    """Run a program n times and keep it running; return once nothing is left to run.
+
+    ::
+
+        with daemonkit.detached(pidfile="web.pid", stdout="web.log", stderr=daemonkit.STDOUT):
+            daemonkit.supervise(["python", "worker.py"], instances=4, restart="always")
+
+    Runs in the foreground, in the main thread, until SIGTERM or SIGINT (a second one kills at once), or until all
+    instances have ended for good. SIGHUP restarts them one at a time, each new run before the old one is stopped.
+    `target` is a command as in `spawn_detached`, or a callable without arguments, which runs in a forked child.
+    The options are described in the reference. Times are in seconds, sizes in bytes.
+
+    Raises, before anything is started: TypeError, ValueError, LookupError; OSError with its path; RuntimeError
+    outside the main thread. Signal handlers and the caller's children are as before when it returns.
+
+    >>> daemonkit.supervise(["true"], instances=2).exitcode
+    0
+    """
+    if threading.current_thread() is not threading.main_thread():
+        raise RuntimeError("supervise() must be called in the main thread: signal handlers are its own")
+    count = _count(instances)
+    rules = _rules(
+        restart, success_codes, backoff, min_uptime, max_restarts, stop_timeout, wait_ready, start_timeout, watchdog
+    )
+    if on_event is not None and not callable(on_event):
+        raise TypeError(f"on_event: a callable or None, not {on_event!r}")
+    command, path, argv = _command(target, env, cwd)
+    umask = None if umask == -1 else umask
+    _process.check_number("umask", umask, 0o777)
+    owner = None
+    if user is not None or group is not None:
+        owner = _users.owner_of(user, group, names=("user", "group", "extra_groups"))
+    with contextlib.ExitStack() as stack:
+        _stdio.fill_closed(stack)
+        options = {"stdin": stdin, "stdout": stdout, "stderr": stderr}
+        streams = _streams(options, umask, stack)
+        pumps = _pumps(streams, count, log_max_bytes, log_backups, umask, owner, stack)
+        settings = Settings(
+            target=command,
+            path=path,
+            argv=argv,
+            env=_environment(env),
+            cwd=None if cwd is None else os.path.abspath(os.fsdecode(cwd)),
+            umask=umask,
+            owner=owner,
+            streams=streams,
+            pipes={key: pump.writer for key, pump in pumps.items()},
+            listen=tuple(sock.fileno() for sock in _sockets(listen, stack)),
+            cpus=_cpus(cpu_affinity),
+            instances=count,
+            rules=rules,
+            stop_signal=_signal_number(stop_signal),
+            max_memory=_size("max_memory", max_memory),
+            nofile=resource.getrlimit(resource.RLIMIT_NOFILE),
+            mark=_worker.mark_base(),
+        )
+        guardian = _Guardian(settings, tuple({id(pump): pump for pump in pumps.values()}.values()), on_event)
+        with _subreaper(), _signals(guardian):
+            return guardian.watch()
+
+
+# --- the calling process ------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Record:
+    state: State = "backoff"
+    starts: int = 0
+    before: int = 0
+    """Starts under earlier workers."""
+    exitcode: int | None = None
+    pids: set[int] = field(default_factory=set)
+
+
+class _Guardian:
+    """What the calling process does meanwhile: signals, events, logs, and a look at the worker."""
+
+    def __init__(
+        self, settings: Settings, pumps: tuple[_Pump, ...], on_event: Callable[[Event], object] | None
+    ) -> None:
+        self._settings = settings
+        self._pumps = {pump.reader: pump for pump in pumps}
+        self._on_event = on_event
+        self._records = [_Record() for _ in range(settings.instances)]
+        self._marks = 0
+        self._order = ""
+        """What it was told by signals: "", "stop", then "kill"."""
+        self._signals: list[int] = []
+        self._control: socket.socket | None = None
+        self._terminal = _has_terminal()
+        self.bell: tuple[socket.socket, socket.socket] | None = None
+        self.before: dict[int, Any] = {}
+
+    def record_signal(self, number: int, _frame: FrameType | None) -> None:
+        """Handle a signal: the loop acts."""
+        self._signals.append(number)
+
+    def watch(self) -> Summary:
+        """Keep a worker at work until it is done."""
+        in_row = 0
+        while True:
+            begun = time.monotonic()
+            done = self._watch_one()
+            if done:
+                return self._summary()
+            _logger.error("the worker process was killed or failed; what it ran is ended, and a new one starts")
+            if time.monotonic() - begun > 1.0:
+                in_row = 0
+            self._pause(_WORKER_BACKOFF.delay(in_row))
+            in_row += 1
+            if self._order:
+                for record in self._records:
+                    record.state = "stopped" if record.state not in FINAL else record.state
+                return self._summary()
+
+    def _watch_one(self) -> bool:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        me = os.pidfd_open(os.getpid())
+        with ours:
+            with theirs:
+                pid = _fork.fork_child(lambda: self._become_worker(ours, theirs, me))
+            os.close(me)
+            pidfd = os.pidfd_open(pid)
+            try:
+                self._control = ours
+                ours.setblocking(False)
+                return self._loop(ours, pidfd)
+            finally:
+                # It has ended; but whatever leaves on_event, as SystemExit, leaves here too: then it ends now.
+                self._control = None
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                with contextlib.suppress(ChildProcessError):  # somebody else reaped it
+                    os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+                os.close(pidfd)
+                self._clear()
+
+    def _become_worker(self, ours: socket.socket, theirs: socket.socket, guardian: int) -> NoReturn:
+        """Turn the forked child into the worker process; does not return."""
+        settings = self._settings
+        ours.close()
+        for pump in self._pumps.values():
+            pump.close_reading()
+        if self.bell:
+            signal.set_wakeup_fd(-1)
+            for end in self.bell:
+                end.close()
+        hard = settings.nofile[1]
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        if settings.target is None:
+            keep = {*settings.listen, *settings.pipes.values(), theirs.fileno(), guardian}
+            keep |= {stream.fd for stream in settings.streams if stream.fd is not None}
+            _stdio.close(_stdio.inherited_descriptors(copies=False) - keep)
+        theirs.setblocking(False)
+        instances = [
+            Instance(index, settings.rules, state=record.state if record.state in FINAL else "backoff")
+            for index, record in enumerate(self._records)
+        ]
+        for instance, record in zip(instances, self._records, strict=True):
+            instance.exitcode = record.exitcode
+        Worker(
+            settings=settings,
+            control=theirs,
+            guardian=guardian,
+            self_pidfd=os.pidfd_open(os.getpid()),
+            instances=instances,
+            next_mark=self._marks,
+            told=[()] * len(instances),
+        ).work()
+
+    def _loop(self, control: socket.socket, worker: int) -> bool:
+        """Serve until the worker has ended; return whether it was done."""
+        poll = select.poll()
+        for fd in (control.fileno(), worker, *self._pumps):
+            poll.register(fd, select.POLLIN)
+        if self.bell:
+            poll.register(self.bell[0], select.POLLIN)
+        done = False
+        self._obey()
+        while True:
+            retry = min((pump.retry_at for pump in self._pumps.values()), default=math.inf)
+            timeout = None if retry == math.inf else max(retry - time.monotonic(), 0) * 1000 + 1
+            ready = {fd for fd, _ in poll.poll(timeout)}
+            if self.bell and self.bell[0].fileno() in ready:
+                with contextlib.suppress(BlockingIOError):
+                    self.bell[0].recv(4096)
+            self._obey()
+            for fd, pump in self._pumps.items():
+                if fd in ready or retry < math.inf:
+                    pump.pump()
+                    poll.modify(fd, 0 if pump.retry_at < math.inf else select.POLLIN)
+            if control.fileno() in ready:
+                done = self._listen(control) or done
+            if worker in ready:
+                return self._listen(control) or done
+
+    def _obey(self) -> None:
+        """Pass on what signals have said."""
+        while self._signals:
+            number = self._signals.pop(0)
+            if number == signal.SIGHUP and not (self._terminal and not _has_terminal()):
+                before = self.before.get(number)
+                if callable(before):
+                    before(number, None)  # as that of detached(), which opens the logs anew
+                self._send("reload", [1, 2])
+            elif self._order:
+                self._order = "kill"
+                self._send("kill")
+            else:
+                self._order = "stop"
+                self._send("stop")
+
+    def _send(self, order: str, fds: Sequence[int] = ()) -> None:
+        if self._control:
+            with contextlib.suppress(OSError):
+                socket.send_fds(self._control, [order.encode()], fds, socket.MSG_NOSIGNAL)
+
+    def _listen(self, control: socket.socket) -> bool:
+        """Take in what the worker says; return whether it is done."""
+        done = False
+        while True:
+            try:
+                message = control.recv(_BUFFER)
+            except (BlockingIOError, ConnectionResetError):
+                return done
+            if not message:
+                return done
+            match marshal.loads(message):  # noqa: S302 - from this very program
+                case ["done"]:
+                    done = True
+                case ["mark", number]:
+                    self._marks = number
+                case ["log", text]:
+                    _logger.error("%s", text)
+                case ["state", index, state, starts, exitcode]:
+                    record = self._records[index]
+                    record.state, record.starts, record.exitcode = state, record.before + starts, exitcode
+                case [kind, index, pid, exitcode, when]:
+                    self._tell(Event(index, kind, pid, exitcode, when))
+
+    def _tell(self, event: Event) -> None:
+        level = logging.INFO if event.kind in {"start", "ready"} or event.exitcode == 0 else logging.WARNING
+        status = "" if event.exitcode is None else f", status {event.exitcode}"
+        _logger.log(level, "instance %d: %s (pid %d%s)", event.instance, event.kind, event.pid, status)
+        pids = self._records[event.instance].pids
+        if event.kind == "start":
+            pids.add(event.pid)
+        elif event.kind == "exit":
+            pids.discard(event.pid)
+        if self._on_event:
+            try:
+                self._on_event(event)
+            except Exception:
+                _logger.exception("on_event raised; the supervising goes on")
+
+    def _clear(self) -> None:
+        """End what a worker that was killed has left, which is this process's now; and nothing else."""
+        low = self._settings.mark
+        while left := [pid for pid in _worker.children_of("self") if _is_marked(pid, low)]:
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                    os.kill(pid, signal.SIGKILL)
+                    os.waitpid(pid, 0)
+        for index, record in enumerate(self._records):
+            record.before = record.starts
+            for pid in sorted(record.pids):
+                record.exitcode = -signal.SIGKILL
+                self._tell(Event(index, "exit", pid, -signal.SIGKILL, time.time()))
+        for pump in self._pumps.values():
+            pump.pump()
+
+    def _pause(self, seconds: float) -> None:
+        """Wait, unless a signal says otherwise."""
+        poll = select.poll()
+        if self.bell:
+            poll.register(self.bell[0], select.POLLIN)
+        poll.poll(seconds * 1000)
+
+    def _summary(self) -> Summary:
+        good = all(record.state in {"exited", "stopped"} for record in self._records)
+        records = (InstanceRecord(i, r.starts, r.exitcode, r.state) for i, r in enumerate(self._records))
+        return Summary(exitcode=0 if good else 1, instances=tuple(records))
+
+
+def _is_marked(pid: int, low: int) -> bool:
+    mark = _worker.mark_of(pid)
+    return mark is not None and 0 <= mark - low < _worker.MARKS
+
+
+@contextlib.contextmanager
+def _subreaper() -> Iterator[None]:
+    before = _process.is_subreaper()
+    _process.become_subreaper()
+    try:
+        yield
+    finally:
+        _process.become_subreaper(on=before)
+
+
+@contextlib.contextmanager
+def _signals(guardian: _Guardian) -> Iterator[None]:
+    """Have signals recorded, and put everything back in the end."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    with contextlib.ExitStack() as stack:
+        bell = socket.socketpair()
+        for end in bell:
+            stack.enter_context(end)
+            end.setblocking(False)
+        guardian.bell = bell
+        stack.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(bell[1].fileno(), warn_on_full_buffer=False))
+        for number in numbers:
+            guardian.before[number] = before = signal.signal(number, guardian.record_signal)
+            stack.callback(signal.signal, number, signal.SIG_DFL if before is None else before)
+        mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+        stack.callback(signal.pthread_sigmask, signal.SIG_SETMASK, mask)
+        chld = signal.getsignal(signal.SIGCHLD)
+        if chld == signal.SIG_IGN:  # the kernel would reap the worker, and with it what it left
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            stack.callback(signal.signal, signal.SIGCHLD, signal.SIG_IGN)
+        yield
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
+# --- logs ---------------------------------------------------------------------------------------------------------
+
+
+class _Pump:
+    """Reads what an instance writes into a pipe, and writes it to a file that is rotated by size.
+
+    No line is split or lost: where the file can't be written, nothing is read, so that the instance waits.
+    """
+
+    def __init__(self, path: str, max_bytes: int, backups: int, umask: int | None, owner: _users.Owner | None) -> None:
+        self._path, self._max, self._backups, self._umask, self._owner = path, max_bytes, backups, umask, owner
+        self._open()
+        self.reader, self.writer = os.pipe()
+        os.set_blocking(self.reader, False)
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
+        self._pending = b""
+        self._in_line = False
+        self.retry_at = math.inf
+
+    def _open(self) -> None:
+        self._fd, created = _stdio.open_log(self._path, self._umask)
+        if created and self._owner:
+            os.fchown(self._fd, self._owner.uid, self._owner.gid)
+        self._size = os.fstat(self._fd).st_size
+
+    def close_reading(self) -> None:
+        """In the worker, which only hands on the other end."""
+        os.close(self.reader)
+        os.close(self._fd)
+
+    def close(self) -> None:
+        """Write what is left, and close all of it."""
+        self.pump()
+        for fd in (self.reader, self.writer, self._fd):
+            os.close(fd)
+
+    def pump(self) -> None:
+        """Write what there is to read."""
+        try:
+            while True:
+                if not self._pending:
+                    self._pending = os.read(self.reader, _PIPE_SIZE)
+                self._write()
+        except BlockingIOError:
+            self.retry_at = math.inf
+        except OSError as error:
+            if self.retry_at == math.inf:
+                _logger.error("%s can't be written, so its writers wait: %s", self._path, error)  # noqa: TRY400 - said
+            self.retry_at = time.monotonic() + _RETRY
+
+    def _write(self) -> None:
+        while self._pending:
+            room = self._max - self._size
+            cut = len(self._pending)
+            if cut > room:
+                cut = self._pending.rfind(b"\n", 0, max(room, 0)) + 1
+                if cut == 0 and self._size > 0 and not self._in_line:
+                    self._rotate()
+                    continue
+                if cut == 0:  # a line that is longer than a file may be, or goes on
+                    cut = self._pending.find(b"\n") + 1 or len(self._pending)
+            done = os.write(self._fd, memoryview(self._pending)[:cut])
+            self._in_line = self._pending[done - 1 : done] != b"\n"
+            self._size += done
+            self._pending = self._pending[done:]
+
+    def _rotate(self) -> None:
+        if self._backups:
+            for number in range(self._backups - 1, 0, -1):
+                with contextlib.suppress(FileNotFoundError):
+                    os.rename(f"{self._path}.{number}", f"{self._path}.{number + 1}")
+            os.rename(self._path, f"{self._path}.1")
+        else:
+            os.unlink(self._path)
+        os.close(self._fd)
+        self._open()
+
+
+# --- what was asked for -------------------------------------------------------------------------------------------
+
+
+def _count(instances: object) -> int:
+    if instances == "auto":
+        return len(os.sched_getaffinity(0))
+    if not isinstance(instances, int) or isinstance(instances, bool):
+        raise TypeError(f'instances: a number or "auto", not {instances!r}')
+    if instances < 1:
+        raise ValueError(f"instances: at least 1, not {instances}")
+    return instances
+
+
+def _rules(  # noqa: PLR0913, PLR0917 - the options
+    restart: object,
+    success_codes: object,
+    backoff: object,
+    min_uptime: object,
+    max_restarts: object,
+    stop_timeout: object,
+    wait_ready: object,
+    start_timeout: object,
+    watchdog: object,
+) -> Rules:
+    if restart not in {"always", "on-failure", "never"}:
+        raise ValueError(f'restart: "always", "on-failure" or "never", not {restart!r}')
+    if isinstance(success_codes, (str, bytes)) or not isinstance(success_codes, Iterable):
+        raise TypeError(f"success_codes: exit statuses, not {success_codes!r}")
+    codes = frozenset(success_codes)
+    if not all(isinstance(code, int) and not isinstance(code, bool) for code in codes):
+        raise TypeError(f"success_codes: exit statuses, not {success_codes!r}")
+    if not isinstance(backoff, Backoff):
+        raise TypeError(f"backoff: a daemonkit.Backoff, not {backoff!r}")
+    if not isinstance(wait_ready, bool):
+        raise TypeError(f"wait_ready: True or False, not {wait_ready!r}")
+    _process.check_number("max_restarts", max_restarts, 1 << 62)
+    return Rules(
+        restart=str(restart),
+        success_codes=codes,
+        backoff=backoff,
+        min_uptime=_seconds("min_uptime", min_uptime),
+        max_restarts=max_restarts,  # type: ignore[arg-type]
+        stop_timeout=_seconds("stop_timeout", stop_timeout, least=0.0),
+        wait_ready=wait_ready,
+        start_timeout=_seconds("start_timeout", start_timeout),
+        watchdog=None if watchdog is None else _seconds("watchdog", watchdog),
+    )
+
+
+def _seconds(name: str, value: object, least: float = math.ulp(0.0)) -> float:
+    _process.check_seconds(name, value)
+    if value is None or value < least:  # type: ignore[operator]
+        raise ValueError(f"{name}: seconds, more than 0, not {value!r}")
+    return float(value)  # type: ignore[arg-type]
+
+
+def _size(name: str, value: int | None) -> int | None:
+    _process.check_number(name, value, 1 << 62)
+    if value == 0:
+        raise ValueError(f"{name}: at least one byte, not 0")
+    return value
+
+
+def _signal_number(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"stop_signal: a signal, as signal.SIGTERM, not {value!r}")
+    if value not in _fork.SIGNALS:
+        raise ValueError(f"stop_signal: no signal {value!r} here")
+    return int(value)
+
+
+def _cpus(affinity: object) -> tuple[int, ...]:
+    if affinity is None:
+        return ()
+    if affinity != "spread":
+        raise ValueError(f'cpu_affinity: "spread" or None, not {affinity!r}')
+    return tuple(sorted(os.sched_getaffinity(0)))
+
+
+def _command(
+    target: object, env: object, cwd: Path | None
+) -> tuple[Callable[[], object] | None, bytes, tuple[bytes, ...]]:
+    if callable(target):
+        return target, b"", ()
+    argv, program = _spawn.command(target, None, shell=False)
+    environment = _spawn.environment(env)
+    directory = _spawn.directory(cwd)
+    return None, _spawn.find(program, environment, directory), argv
+
+
+def _environment(env: object) -> dict[bytes, bytes]:
+    given = _spawn.environment(env)
+    if given is not None:
+        return given
+    return {name: value for name, value in os.environb.items() if name not in _NOT_PASSED}
+
+
+def _streams(
+    options: Mapping[str, StreamOption], umask: int | None, stack: contextlib.ExitStack
+) -> tuple[Stream, Stream, Stream]:
+    found: list[Stream] = []
+    for name, value in options.items():
+        number = _stdio.NAMES.index(name)
+        if value == PIPE and isinstance(value, int):
+            raise ValueError(f"{name}: PIPE has nobody to read it here; give a path or a descriptor")
+        if isinstance(value, (str, bytes, os.PathLike)):
+            _stdio.check_path(name, value)
+            found.append(Stream(path=os.path.abspath(os.fsdecode(value))))
+            continue
+        if value == INHERIT or (value is None and number):
+            found.append(Stream())
+            continue
+        _stdio.check(name, value)
+        if value == STDOUT and name == "stderr":
+            found.append(found[1] if found[1] != Stream() else Stream(fd=1))
+            continue
+        source = _stdio.open_source(name, value, umask)
+        stack.callback(os.close, source.fd)
+        found.append(Stream(fd=source.fd))
+    return found[0], found[1], found[2]
+
+
+def _pumps(  # noqa: PLR0913, PLR0917 - what a pump is made of
+    streams: Sequence[Stream],
+    count: int,
+    max_bytes: int | None,
+    backups: int,
+    umask: int | None,
+    owner: _users.Owner | None,
+    stack: contextlib.ExitStack,
+) -> dict[tuple[int, int], _Pump]:
+    _size("log_max_bytes", max_bytes)
+    _process.check_number("log_backups", backups, 1 << 30)
+    by_path: dict[str, _Pump] = {}
+    pumps: dict[tuple[int, int], _Pump] = {}
+    for number in (1, 2):
+        template = streams[number].path
+        if template is None:
+            continue
+        for index in range(count):
+            path = template.replace("{instance}", str(index))
+            if max_bytes is None:
+                os.close(_stdio.open_log(path, umask)[0])  # it can be written: said here and not at the first start
+                continue
+            if path not in by_path:
+                by_path[path] = _Pump(path, max_bytes, backups, umask, owner)
+                stack.callback(by_path[path].close)
+            pumps[number, index] = by_path[path]
+    return pumps
+
+
+# --- sockets ------------------------------------------------------------------------------------------------------
+
+
+def _sockets(listen: object, stack: contextlib.ExitStack) -> list[socket.socket]:
+    wanted = [listen] if isinstance(listen, (str, socket.socket)) else listen
+    if not isinstance(wanted, Iterable):
+        raise TypeError(f'listen: "host:port", "unix:path" or a socket, not {listen!r}')
+    return [_bound(one, stack) for one in wanted]
+
+
+def _bound(one: object, stack: contextlib.ExitStack) -> socket.socket:
+    if isinstance(one, socket.socket):
+        if one.fileno() < 0:
+            raise ValueError(f"listen: {one!r} is closed")
+        if one.type == socket.SOCK_STREAM and not one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            one.listen(_BACKLOG)
+        return one
+    if not isinstance(one, str):
+        raise TypeError(f'listen: "host:port", "unix:path" or a socket, not {one!r}')
+    if one.startswith("unix:"):
+        return _bound_unix(os.path.abspath(one.removeprefix("unix:")), stack)
+    host, colon, port = one.rpartition(":")
+    if not colon or not port.isdigit() or int(port) > 65535 or (":" in host and not host.startswith("[")):
+        raise ValueError(f'listen: "host:port", as "127.0.0.1:8000" or "[::1]:8000", not {one!r}')
+    host = host.removeprefix("[").removesuffix("]")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except socket.gaierror as error:
+        raise OSError(errno.EADDRNOTAVAIL, f"listen: {one!r}: {error.strerror}") from error
+    sock = stack.enter_context(socket.socket(family, kind, protocol))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind(address)
+    except OSError as error:
+        raise OSError(error.errno, f"listen: {one!r}: {error.strerror}") from error
+    sock.listen(_BACKLOG)
+    return sock
+
+
+def _bound_unix(path: str, stack: contextlib.ExitStack) -> socket.socket:
+    _remove_stale_socket(path)
+    sock = stack.enter_context(socket.socket(socket.AF_UNIX))
+    try:
+        sock.bind(path)
+    except OSError as error:
+        raise OSError(error.errno, f"listen: {error.strerror}", path) from error
+    info = os.lstat(path)
+    stack.callback(_remove_socket, path, info)
+    sock.listen(_BACKLOG)
+    return sock
+
+
+def _remove_stale_socket(path: str) -> None:
+    try:
+        info = os.lstat(path)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(info.st_mode):
+        raise FileExistsError(errno.EEXIST, "listen: there is something that is no socket", path)
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+        except OSError as error:
+            raise OSError(error.errno, f"listen: {error.strerror}", path) from error
+    raise OSError(errno.EADDRINUSE, "listen: another process listens there; end that one, or give another path", path)
+
+
+def _remove_socket(path: str, info: os.stat_result) -> None:
+    with contextlib.suppress(OSError):
+        if os.path.samestat(info, os.lstat(path)):
+            os.unlink(path)

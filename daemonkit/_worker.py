@@ -1,0 +1,603 @@
+"""The worker process of `supervise`: one loop that carries out what `_policy` decides.
+
+It leads a session of its own and is a child subreaper: whatever its instances leave behind becomes its child, so
+that nothing is lost sight of. A run's processes carry a mark that is inherited through fork and exec and can be read
+from outside: a soft RLIMIT_RTTIME that no program sets, as the environment would be cleared by `env -i`. All that is
+alive and has no other parent is a direct child here; killing those brings up the next, until nothing is left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import marshal
+import math
+import os
+import resource
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+import traceback
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from daemonkit import _fork, _process, _stdio, _users
+from daemonkit._policy import Instance, Rules, Run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from daemonkit._policy import Action
+
+_MARK: Final = 1 << 62
+MARKS: Final = 1 << 32  # runs of one supervisor
+_MEMORY_EVERY: Final = 5.0  # seconds
+_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+_CREDENTIALS: Final = struct.Struct("3i")  # struct ucred of unix(7): pid, uid, gid
+_LISTEN_START: Final = 3  # sd_listen_fds(3)
+_COMMANDS: Final = 16
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What one of an instance's descriptors 0, 1, 2 is opened from, at each start anew."""
+
+    fd: int | None = None
+    path: str | None = None
+    """May have {instance} in it."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `supervise` was asked for, checked and looked up."""
+
+    target: Callable[[], object] | None
+    path: bytes
+    argv: tuple[bytes, ...]
+    env: dict[bytes, bytes]
+    cwd: str | None
+    umask: int | None
+    owner: _users.Owner | None
+    streams: tuple[Stream, Stream, Stream]
+    pipes: dict[tuple[int, int], int]
+    """The pump's write end of (instance, descriptor)."""
+    listen: tuple[int, ...]
+    cpus: tuple[int, ...]
+    instances: int
+    rules: Rules
+    stop_signal: int
+    max_memory: int | None
+    nofile: tuple[int, int]
+    mark: int
+    """The first of this supervisor's marks; there are `MARKS` of them."""
+
+
+def mark_base() -> int:
+    """Return the first mark of a supervisor in this process."""
+    return _MARK + (os.getpid() << 32)
+
+
+def mark_of(pid: int) -> int | None:
+    """Return the mark of a process; None if it has none, or is gone."""
+    try:
+        fd = os.open(f"/proc/{pid}/limits", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        text = os.read(fd, 4096)
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+    soft = text.partition(b"Max realtime timeout")[2].split(None, 1)[0]
+    return int(soft) if soft.isdigit() and int(soft) >= _MARK else None
+
+
+def children_of(pid: int | str) -> list[int]:
+    """Return the children of all of its threads, zombies too; none if it is gone."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{thread}/children", "rb") as file:
+                found += map(int, file.read().split())
+    return found
+
+
+def descendants_of(pid: int) -> list[int]:
+    """Return all processes below this one."""
+    found = children_of(pid)
+    for one in found:  # which grows meanwhile
+        found += children_of(one)
+    return found
+
+
+@dataclass
+class Saved:
+    """What a new worker must know of an instance whose worker was killed."""
+
+    state: str = "backoff"
+    starts: int = 0
+    exitcode: int | None = None
+
+
+@dataclass
+class Worker:
+    """The loop."""
+
+    settings: Settings
+    control: socket.socket
+    guardian: int
+    """A pidfd of the calling process."""
+    self_pidfd: int
+    """One of this process, for the instances."""
+    instances: list[Instance]
+    next_mark: int
+    epoll: select.epoll = field(default_factory=select.epoll)
+    mains: dict[int, Run] = field(default_factory=dict)
+    """Runs by the pid of their main process, until that is reaped."""
+    ending: dict[int, Run] = field(default_factory=dict)
+    """Runs by number whose main process is gone, until nothing of them is left."""
+    runs: dict[int, Run] = field(default_factory=dict)
+    """All runs by number."""
+    notify: dict[int, tuple[socket.socket, Run]] = field(default_factory=dict)
+    queue: deque[Instance] = field(default_factory=deque)
+    """Instances that wait for their turn in a rolling restart."""
+    rolling: Instance | None = None
+    strays: dict[int, int | None] = field(default_factory=dict)
+    """Marks of direct children that are no main process."""
+    outbox: deque[bytes] = field(default_factory=deque)
+    looked: bool = False
+    """Whether the strays were looked up in this round of the loop."""
+    memory_at: float = math.inf
+    bell: tuple[socket.socket, socket.socket] = field(default_factory=socket.socketpair)
+    """Rung by signals: SIGCHLD."""
+    told: list[tuple[Any, ...]] = field(default_factory=list)
+    """The states that the guardian knows of."""
+
+    # --- the loop ---------------------------------------------------------------------------------------------------
+
+    def work(self) -> NoReturn:
+        """Supervise until nothing is left to run; end this process."""
+        os.setsid()
+        _process.become_subreaper()
+        self._set_up_signals()
+        self.epoll.register(self.control.fileno(), select.EPOLLIN)
+        self.epoll.register(self.guardian, select.EPOLLIN)
+        if self.settings.max_memory is not None:
+            self.memory_at = time.monotonic() + _MEMORY_EVERY
+        for instance in self.instances:
+            if instance.state == "backoff":
+                self._do(instance.begin())
+        while self.strays or not all(instance.done for instance in self.instances):
+            self._send()
+            self._wait()
+        self._say(("done",))
+        self.control.setblocking(True)
+        self._send()
+        os._exit(0)
+
+    def _set_up_signals(self) -> None:
+        for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+            signal.signal(number, signal.SIG_DFL)  # instances inherit this
+        for end in self.bell:
+            end.setblocking(False)
+        signal.set_wakeup_fd(self.bell[1].fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        self.epoll.register(self.bell[0].fileno(), select.EPOLLIN)
+
+    def _wait(self) -> None:
+        self.looked = False
+        now = time.monotonic()
+        due = min((instance.next_time() for instance in self.instances), default=math.inf)
+        due = min(due, self.memory_at)
+        if due > now:
+            timeout = None if due == math.inf else min(due - now, 3600.0) + 0.0005
+            for fd, _ in self.epoll.poll(timeout):
+                self._dispatch(fd)
+        now = time.monotonic()
+        for instance in self.instances:
+            if instance.next_time() <= now:
+                self._do(instance.tick(now))
+        if now >= self.memory_at:
+            self.memory_at = now + _MEMORY_EVERY
+            self._weigh()
+        self._roll()
+
+    def _dispatch(self, fd: int) -> None:
+        if fd == self.control.fileno():
+            self._command()
+        elif fd == self.guardian:
+            self.epoll.unregister(fd)
+            self.outbox.clear()
+            for instance in self.instances:
+                self._do(instance.kill())
+        elif fd == self.bell[0].fileno():
+            with contextlib.suppress(BlockingIOError):
+                while self.bell[0].recv(4096):
+                    pass
+            self._reap()
+        elif fd in self.notify:
+            self._hear(*self.notify[fd])
+
+    def _command(self) -> None:
+        try:
+            message, fds, _, _ = socket.recv_fds(self.control, _COMMANDS, 2)
+        except BlockingIOError:  # there is room for what is to be said
+            return
+        except OSError:
+            message, fds = b"", []
+        for number, fd in enumerate(fds, 1):
+            os.dup2(fd, number)
+            os.close(fd)
+        now = time.monotonic()
+        if message == b"stop":
+            self.queue.clear()
+            for instance in self.instances:
+                self._do(instance.stop(now))
+        elif message == b"kill":
+            for instance in self.instances:
+                self._do(instance.kill())
+        elif message == b"reload":
+            self.queue = deque(self.instances)
+        elif not message and self.control.fileno() >= 0:
+            self.epoll.unregister(self.control.fileno())  # the guardian is gone, and its pidfd says so too
+
+    # --- carrying it out --------------------------------------------------------------------------------------------
+
+    def _do(self, actions: Iterable[Action]) -> None:
+        for verb, *what in actions:
+            match verb:
+                case "start":
+                    self._start(*what)
+                case "stop":
+                    self._stop(*what)
+                case "kill":
+                    self._kill(*what)
+                case "emit":
+                    self._emit(*what)
+
+    def _start(self, instance: Instance) -> None:
+        number = self.next_mark
+        self.next_mark += 1
+        self._say(("mark", self.next_mark))
+        notify = self._notify_socket()
+        try:
+            pid = _fork.fork_child(lambda: _become(self, instance.index, number, notify))
+        except OSError as error:
+            if notify:
+                notify.close()
+            # As a run that failed: the next one is backed off from.
+            run = Run(instance, number, 0, time.monotonic(), stop_by=math.inf, reason="ended")
+            instance.started(run)
+            run.exitcode = 1
+            self._say(("log", f"instance {instance.index} could not be started: {error}"))
+            self._do(instance.emptied(run, time.monotonic()))
+            return
+        run = Run(instance, number, pid, time.monotonic())
+        self.mains[pid] = self.runs[number] = run
+        if notify:
+            self.notify[notify.fileno()] = notify, run
+            self.epoll.register(notify.fileno(), select.EPOLLIN)
+        instance.started(run)
+        self._emit("start", run)
+
+    def _notify_socket(self) -> socket.socket | None:
+        rules = self.settings.rules
+        if not rules.wait_ready and rules.watchdog is None:
+            return None
+        notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        notify.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        notify.bind("")  # the kernel chooses a name in the abstract namespace: unix(7)
+        return notify
+
+    def _hear(self, notify: socket.socket, run: Run) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                text, ancillary, _, _ = notify.recvmsg(4096, socket.CMSG_SPACE(_CREDENTIALS.size))
+                if not self._is_trusted(ancillary):
+                    continue
+                now = time.monotonic()
+                for line in text.split(b"\n"):
+                    if line == b"READY=1":
+                        self._do(run.instance.ready(run, now))
+                    elif line == b"WATCHDOG=1":
+                        run.instance.fed(run, now)
+
+    def _is_trusted(self, ancillary: list[tuple[int, int, bytes]]) -> bool:
+        """Anybody can reach an abstract socket: only the instance's user and root are listened to."""
+        owner = self.settings.owner
+        ours = {0, os.getuid(), owner.uid if owner else os.getuid()}
+        return any(
+            kind == socket.SCM_CREDENTIALS and _CREDENTIALS.unpack(data[: _CREDENTIALS.size])[1] in ours
+            for level, kind, data in ancillary
+            if level == socket.SOL_SOCKET
+        )
+
+    def _stop(self, run: Run) -> None:
+        """Ask all that belongs to the run: its process group, and what has left that."""
+        number = self.settings.stop_signal
+        if not self.looked:  # an orphan comes to this process without a signal
+            self._look_after_strays()
+        roots = [pid for pid, mark in self.strays.items() if mark == run.number]
+        group = run.pid if run.pid in self.mains else None
+        if group:
+            roots.append(group)
+        others = {one for root in roots for one in (root, *descendants_of(root))}
+        if group:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, number)  # not reaped, its leader keeps the number
+        for pid in others:
+            _signal_marked(pid, number, self.settings.mark + run.number, group)
+
+    def _kill(self, run: Run) -> None:
+        if run.pid in self.mains:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(run.pid, signal.SIGKILL)
+        for pid, mark in self.strays.items():
+            if mark == run.number:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)  # a child here, which nobody else reaps
+
+    # --- what has ended ---------------------------------------------------------------------------------------------
+
+    def _reap(self) -> None:
+        """Take note of what has ended, and end what has lost its run."""
+        with contextlib.suppress(ChildProcessError):
+            while zombie := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                self._bury(zombie)
+        self._look_after_strays()
+        now = time.monotonic()
+        left = set(self.strays.values())
+        for number, run in list(self.ending.items()):
+            if number not in left:
+                del self.ending[number]
+                self._forget(run)
+                self._do(run.instance.emptied(run, now))
+
+    def _bury(self, zombie: Any) -> None:  # noqa: ANN401 - waitid's result
+        pid = zombie.si_pid
+        code = zombie.si_status if zombie.si_code == os.CLD_EXITED else -zombie.si_status
+        run = self.mains.get(pid)
+        if run:
+            # Before it is reaped: until then its number is the group's, and nobody else's.
+            self._do(run.instance.exited(run, code))
+            del self.mains[pid]
+            self.ending[run.number] = run
+        self.strays.pop(pid, None)
+        os.waitid(os.P_PID, pid, os.WEXITED)
+
+    def _look_after_strays(self) -> None:
+        """Learn whose the direct children are that are no main process; kill those whose run is over."""
+        self.looked = True
+        own = set(children_of("self")) - self.mains.keys()
+        self.strays = {pid: self.strays[pid] if pid in self.strays else self._number_of(pid) for pid in own}
+        over = all(instance.done for instance in self.instances)
+        for pid, number in self.strays.items():
+            run = self.runs.get(number) if number is not None else None
+            # One that nobody can attribute lives as long as any instance does.
+            if over or (run and run.stop_by == math.inf) or (number is not None and run is None):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    def _number_of(self, pid: int) -> int | None:
+        """Return the number of the run that a process belongs to: by its mark, else by its session."""
+        mark = mark_of(pid)
+        if mark is not None and 0 <= mark - self.settings.mark < MARKS:
+            return mark - self.settings.mark
+        with contextlib.suppress(ProcessLookupError):
+            session = os.getsid(pid)
+            return next((run.number for run in self.runs.values() if run.pid == session), None)
+        return None
+
+    def _forget(self, run: Run) -> None:
+        self.runs.pop(run.number, None)
+        for fd, (notify, of) in list(self.notify.items()):
+            if of is run:
+                self.epoll.unregister(fd)
+                notify.close()
+                del self.notify[fd]
+
+    # --- rolling restarts, memory -------------------------------------------------------------------------------------
+
+    def _roll(self) -> None:
+        """Replace one instance at a time."""
+        while self.queue or self.rolling:
+            if self.rolling:
+                if self.rolling.replacing:
+                    return
+                self.rolling = None
+                continue
+            instance = self.queue.popleft()
+            before = instance.starts
+            self._do(instance.replace())
+            if instance.starts > before and instance.replacing:
+                self.rolling = instance
+
+    def _weigh(self) -> None:
+        for instance in self.instances:
+            run = instance.current
+            if run and run.up and not instance.replacing and run.stop_by is None and instance not in self.queue:
+                group = [run.pid, *(pid for pid in descendants_of(run.pid) if _group_of(pid) == run.pid)]
+                if sum(map(_resident, group)) > (self.settings.max_memory or 0):
+                    self._emit("memory", run)
+                    self.queue.append(instance)
+
+    # --- telling the guardian -----------------------------------------------------------------------------------------
+
+    def _emit(self, kind: str, run: Run) -> None:
+        instance = run.instance
+        if kind == "reload-failed":
+            self.queue.clear()
+        exitcode = run.exitcode if kind in {"exit", "gave-up", "reload-failed"} else None
+        self._say((kind, instance.index, run.pid, exitcode, time.time()))
+
+    def _say(self, message: tuple[Any, ...]) -> None:
+        self.outbox.append(marshal.dumps(message))
+
+    def _send(self) -> None:
+        """Send what there is to say, and how the instances are; never wait for a guardian that is busy."""
+        for index, instance in enumerate(self.instances):
+            state = (instance.state, instance.starts, instance.exitcode)
+            if state != self.told[index]:
+                self.told[index] = state
+                self._say(("state", index, *state))
+        try:
+            while self.outbox:
+                self.control.send(self.outbox[0], socket.MSG_NOSIGNAL)
+                self.outbox.popleft()
+        except BlockingIOError:
+            wanted = select.EPOLLIN | select.EPOLLOUT
+        except OSError:
+            self.outbox.clear()
+            return
+        else:
+            wanted = select.EPOLLIN
+        with contextlib.suppress(OSError):
+            self.epoll.modify(self.control.fileno(), wanted)
+
+
+def _signal_marked(pid: int, number: int, mark: int, not_in: int | None) -> None:
+    """Signal a process that has the mark and is not in that group, which was signalled as a whole."""
+    with contextlib.suppress(OSError):
+        pidfd = os.pidfd_open(pid)
+        try:
+            # Looked at after the pidfd was opened: so it is that process's, whoever had the number before.
+            if mark_of(pid) == mark and _group_of(pid) != not_in:
+                signal.pidfd_send_signal(pidfd, number)
+        finally:
+            os.close(pidfd)
+
+
+def _group_of(pid: int) -> int | None:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return None
+
+
+def _resident(pid: int) -> int:
+    """Return a process's resident memory in bytes."""
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as file:
+            return int(file.read().split()[1]) * _PAGE
+    except OSError:
+        return 0
+
+
+# --- in the instance ----------------------------------------------------------------------------------------------
+
+
+def _become(worker: Worker, index: int, number: int, notify: socket.socket | None) -> NoReturn:
+    """Become an instance: what lies between the fork and the exec."""
+    settings = worker.settings
+    try:
+        os.setsid()
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        address = notify.getsockname() if notify else b""
+        _open_streams(settings, index)
+        environment = _environment(settings, index, address)
+        if settings.cpus:
+            os.sched_setaffinity(0, {settings.cpus[index % len(settings.cpus)]})
+        _close_own(worker)
+        _pass_sockets(settings.listen)
+        if settings.umask is not None:
+            os.umask(settings.umask)
+        if settings.cwd is not None:
+            os.chdir(settings.cwd)
+        _set_limits(settings, number)
+        if settings.owner:
+            _users.change_owner(settings.owner)
+        _process.die_with_parent()  # after the change of user, which would undo it: prctl(2)
+        if _process.has_ended(worker.self_pidfd):
+            os._exit(1)
+        os.close(worker.self_pidfd)
+        if settings.target:
+            _call(settings.target, environment)
+        os.execve(settings.path, settings.argv, environment)  # noqa: S606 - no shell is what is wanted
+    except BaseException as error:  # noqa: BLE001 - the last thing this process does
+        text = f"daemonkit: instance {index} was not started: {''.join(traceback.format_exception_only(error))}"
+        os.write(2, text.encode(errors="backslashreplace"))
+        os._exit(127 if isinstance(error, FileNotFoundError) else 126)
+
+
+def _open_streams(settings: Settings, index: int) -> None:
+    fds: list[int] = []
+    for number, stream in enumerate(settings.streams):
+        if (number, index) in settings.pipes:
+            fd = settings.pipes[number, index]
+        elif stream.path is not None:
+            path = stream.path.replace("{instance}", str(index))
+            fd = _stdio.open_source(_stdio.NAMES[number], path, settings.umask).fd
+            if settings.owner and number:
+                with contextlib.suppress(OSError):
+                    os.fchown(fd, settings.owner.uid, settings.owner.gid)
+        else:
+            fd = number if stream.fd is None else stream.fd
+        fds.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3))
+    for number, fd in enumerate(fds):
+        os.dup2(fd, number)
+        os.close(fd)
+
+
+def _environment(settings: Settings, index: int, address: bytes | str) -> dict[bytes, bytes]:
+    environment = {**settings.env, b"DAEMONKIT_INSTANCE": b"%d" % index}
+    if settings.listen:
+        environment[b"LISTEN_FDS"] = b"%d" % len(settings.listen)
+        environment[b"LISTEN_PID"] = b"%d" % os.getpid()
+    if address:
+        environment[b"NOTIFY_SOCKET"] = b"@" + os.fsencode(address)[1:]
+    if settings.rules.watchdog is not None:
+        environment[b"WATCHDOG_USEC"] = b"%d" % (settings.rules.watchdog * 1e6)
+    return environment
+
+
+def _close_own(worker: Worker) -> None:
+    """Close what is the worker's: a callable keeps what the caller had open, and no more."""
+    worker.epoll.close()
+    for end in (worker.control, *worker.bell, *(notify for notify, _ in worker.notify.values())):
+        end.close()
+    for fd in {worker.guardian, *worker.settings.pipes.values()}:
+        os.close(fd)
+
+
+def _pass_sockets(fds: tuple[int, ...]) -> None:
+    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _LISTEN_START + len(fds)) for fd in fds]
+    for number, fd in enumerate(high, _LISTEN_START):
+        os.dup2(fd, number)
+        os.close(fd)
+
+
+def _set_limits(settings: Settings, number: int) -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, settings.nofile)
+    with contextlib.suppress(OSError, ValueError):  # where the hard limit is low; its session tells it then
+        hard = resource.getrlimit(resource.RLIMIT_RTTIME)[1]
+        resource.setrlimit(resource.RLIMIT_RTTIME, (settings.mark + number, hard))
+
+
+def _call(target: Callable[[], object], environment: dict[bytes, bytes]) -> NoReturn:
+    """Run a Python callable as a program: its return is status 0, an exception status 1."""
+    os.environb.clear()
+    os.environb.update(environment)
+    _stdio.rebind()
+    status = 1
+    try:
+        target()
+        status = 0
+    except SystemExit as error:
+        if error.code is None or isinstance(error.code, int):
+            status = (error.code or 0) & 0xFF
+        else:
+            sys.stderr.write(f"{error.code}\n")
+    except BaseException:  # noqa: BLE001 - as an interpreter would end
+        traceback.print_exc()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(status)

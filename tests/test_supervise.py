@@ -1,0 +1,646 @@
+"""Supervising, seen from outside: real processes, real signals, real sockets."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import harness
+import pytest
+from harness import PATIENCE, alive, children, eventually, run
+
+import daemonkit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Each line of "events" is one event; "summary" is what supervise() returned.
+SUPERVISE = """
+import dataclasses
+def supervise(*args, **options):
+    log = open("events", "a", 1)
+    def on_event(event):
+        log.write(json.dumps(dataclasses.asdict(event)) + "\\n")
+    summary = daemonkit.supervise(*args, on_event=on_event, **options)
+    with open("summary.new", "w") as file:
+        json.dump(dataclasses.asdict(summary), file)
+    os.rename("summary.new", "summary")
+    return summary
+"""
+# A program that appends its pid to a file named for its instance, and goes on.
+BEAT = "echo $$ >> started.$DAEMONKIT_INSTANCE; exec sleep 1000"
+
+
+class Supervisor:
+    """A program that supervises, as a child of this process."""
+
+    def __init__(self, directory: Path, body: str, **options: Any) -> None:
+        """Start it."""
+        self.directory = directory
+        program = harness.write(directory, SUPERVISE + body)
+        self.errors = directory / "errors"
+        with self.errors.open("wb") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, str(program)], cwd=directory, stdin=subprocess.DEVNULL, stderr=errors, **options
+            )
+        self.pid = self.process.pid
+
+    def events(self, kind: str = "", instance: int | None = None) -> list[dict[str, Any]]:
+        """Return the events so far."""
+        path = self.directory / "events"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [
+            event
+            for event in map(json.loads, lines)
+            if kind in {"", event["kind"]} and instance in {None, event["instance"]}
+        ]
+
+    def until(self, kind: str, count: int = 1, instance: int | None = None) -> list[dict[str, Any]]:
+        """Wait for that many events of a kind."""
+        return eventually(
+            lambda: (found := self.events(kind, instance)) and len(found) >= count and found, f"{count} x {kind}"
+        )
+
+    @property
+    def worker(self) -> int:
+        """The worker's pid."""
+        return next(pid for pid in children(self.pid) if os.getsid(pid) == pid)
+
+    def stop(self, number: int = signal.SIGTERM) -> dict[str, Any]:
+        """End it, and return its summary."""
+        self.process.send_signal(number)
+        assert self.process.wait(PATIENCE) == 0, self.errors.read_text()
+        return self.summary()
+
+    def summary(self) -> dict[str, Any]:
+        """Return what supervise() returned."""
+        found: dict[str, Any] = json.loads((self.directory / "summary").read_text())
+        return found
+
+
+@contextlib.contextmanager
+def supervising(directory: Path, body: str, **options: Any) -> Iterator[Supervisor]:
+    """Run a supervisor, and end it whatever happens."""
+    supervisor = Supervisor(directory, body, **options)
+    try:
+        yield supervisor
+    finally:
+        if supervisor.process.poll() is None:
+            supervisor.process.kill()
+            supervisor.process.wait()
+
+
+def pids(directory: Path, name: str) -> list[int]:
+    """Return the pids in a file."""
+    return [int(line) for line in (directory / name).read_text().split()]
+
+
+def test_it_returns_when_all_have_ended_as_wished(tmp_path: Path) -> None:
+    done = run(tmp_path, 'print(daemonkit.supervise(["true"], instances=3))')
+    assert done.stdout.count("state='exited'") == 3 and "Summary(exitcode=0" in done.stdout, done.stderr
+
+
+def test_a_failure_that_is_given_up_is_exit_code_1(tmp_path: Path) -> None:
+    with supervising(tmp_path, 'supervise(["sh", "-c", "exit 3"], max_restarts=2)') as supervisor:
+        assert supervisor.process.wait(PATIENCE) == 0
+        summary = supervisor.summary()
+        assert summary == {"exitcode": 1, "instances": [{"index": 0, "starts": 3, "exitcode": 3, "state": "gave-up"}]}
+        assert [event["kind"] for event in supervisor.events()] == ["start", "exit"] * 3 + ["gave-up"]
+
+
+def test_a_crash_is_restarted_with_the_same_index(tmp_path: Path) -> None:
+    with supervising(tmp_path, f"supervise(['sh', '-c', {BEAT!r}], instances=2)") as supervisor:
+        first = supervisor.until("start", 2)
+        os.kill(first[1]["pid"], signal.SIGKILL)
+        again = supervisor.until("start", 3)[2]
+        assert again["instance"] == first[1]["instance"] == 1 and again["pid"] != first[1]["pid"]
+        assert supervisor.until("exit")[0]["exitcode"] == -signal.SIGKILL
+        assert alive(first[0]["pid"])
+        summary = supervisor.stop()
+        assert [record["starts"] for record in summary["instances"]] == [1, 2]
+        assert summary["exitcode"] == 0 and not alive(again["pid"]) and not alive(first[0]["pid"])
+
+
+def test_what_an_instance_gets(tmp_path: Path) -> None:
+    (tmp_path / "probe.py").write_text(
+        harness.PRELUDE + "report('report.' + os.environ['DAEMONKIT_INSTANCE'], env=dict(os.environ)); wait()"
+    )
+    body = f"""
+signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
+os.environ.update(NOTIFY_SOCKET="/nowhere", LISTEN_FDS="1", LISTEN_PID="1", WATCHDOG_USEC="1")
+stray = os.open("/dev/null", os.O_RDONLY); os.set_inheritable(stray, True)
+supervise([{sys.executable!r}, "probe.py"], instances=2, umask=0o27, cpu_affinity="spread")
+"""
+    with supervising(tmp_path, body, env={**os.environ, "MARKER": "here"}) as supervisor:
+        for index in (0, 1):
+            facts = harness.reported(tmp_path, f"report.{index}")
+            assert facts["pid"] == facts["pgid"] == facts["sid"] and facts["tty"] == 0
+            assert (facts["mask"], facts["umask"]) == (0, 0o27)
+            assert facts["ignored"] & ~(1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1) == 0
+            assert facts["env"]["DAEMONKIT_INSTANCE"] == str(index) and facts["env"]["MARKER"] == "here"
+            assert not {"NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "WATCHDOG_USEC"} & set(facts["env"])
+            assert facts["fds"][0]["path"] == "/dev/null"
+            assert [entry["path"] for fd, entry in facts["fds"].items() if fd > 2] == [f"{tmp_path}/report.{index}.new"]
+        supervisor.stop()
+
+
+def test_an_exact_environment_and_a_directory(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    body = """supervise(["/bin/sh", "-c", "pwd > out; env | sort >> out"], env={"A": "b"}, cwd="sub")"""
+    with supervising(tmp_path, body) as supervisor:
+        assert supervisor.process.wait(PATIENCE) == 0
+    lines = (tmp_path / "sub" / "out").read_text().split()
+    assert lines[0] == str(tmp_path / "sub") and {"A=b", "DAEMONKIT_INSTANCE=0"} <= set(lines)
+    assert all(
+        line.partition("=")[0] in {"A", "DAEMONKIT_INSTANCE", "PWD", "OLDPWD", "SHLVL", "_"} for line in lines[1:]
+    )
+
+
+TREE = """
+sleep {1} &
+setsid sleep {2} &
+(setsid sh -c 'sleep {3} & exec sleep {4}' &)
+env -i /usr/bin/setsid /bin/sh -c '/bin/sleep {5} & exit 0' &
+exec sleep {0}
+"""
+FIRST = 1_000_000 + 20 * os.getpid()  # suites that run side by side tell their sleeps apart
+TREE = TREE.format(*range(FIRST, FIRST + 6))
+
+
+def _tree(numbers: range = range(FIRST, FIRST + 6)) -> set[int]:
+    """Return the pids of the sleeps of TREE that live."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, IndexError):
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            if (
+                words[0].endswith(b"sleep")
+                and words[1].isdigit()
+                and int(words[1]) in numbers
+                and alive(int(entry.name))
+            ):
+                found.add(int(entry.name))
+    return found
+
+
+@pytest.mark.parametrize("how", ["crash", "stop", "worker", "caller", "both"])
+def test_nothing_is_left_of_an_instance_whatever_it_started(tmp_path: Path, how: str) -> None:
+    before = _tree()
+    with supervising(tmp_path, f"supervise(['sh', '-c', {TREE!r}], instances=2)") as supervisor:
+        first = eventually(lambda: len(new := _tree() - before) == 12 and new)
+        starts = supervisor.until("start", 2)
+        if how == "crash":
+            os.kill(starts[0]["pid"], signal.SIGKILL)
+            supervisor.until("start", 3)
+            eventually(lambda: len(_tree() - before) == 12)
+            assert len(first & _tree()) == 6  # the other instance's
+            supervisor.stop()
+        elif how == "stop":
+            supervisor.stop()
+        elif how == "worker":
+            os.kill(supervisor.worker, signal.SIGKILL)
+            eventually(lambda: len(_tree() - before - first) == 12)
+            assert not first & _tree()
+            supervisor.stop()
+        elif how == "caller":
+            supervisor.process.kill()
+        else:
+            worker = supervisor.worker
+            os.kill(supervisor.pid, signal.SIGSTOP)
+            os.kill(worker, signal.SIGKILL)
+            supervisor.process.kill()
+            mains = {start["pid"] for start in starts}
+            eventually(lambda: not any(map(alive, mains)))
+            for stray in _tree() - before:  # those that left their session have nobody left to end them
+                os.kill(stray, signal.SIGKILL)
+        eventually(lambda: not _tree() - before)
+
+
+def test_the_callers_own_children_are_left_alone(tmp_path: Path) -> None:
+    body = f"""
+import subprocess
+own = subprocess.Popen(["sh", "-c", "(sleep {FIRST + 6} &) ; exec sleep {FIRST + 7}"])
+supervise(["sleep", "1000"])
+assert own.poll() is None
+own.kill(); own.wait()
+"""
+    with supervising(tmp_path, body) as supervisor:
+        supervisor.until("start")
+        orphan = eventually(lambda: _tree(range(FIRST + 6, FIRST + 7)))
+        os.kill(supervisor.worker, signal.SIGKILL)
+        supervisor.until("start", 2)
+        assert _tree(range(FIRST + 6, FIRST + 7)) == orphan and _tree(range(FIRST + 7, FIRST + 8))
+        supervisor.stop()
+        assert _tree(range(FIRST + 6, FIRST + 7)) == orphan
+        for pid in orphan:
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_the_pidfile_is_free_once_the_calling_process_is_killed(tmp_path: Path) -> None:
+    body = """
+with daemonkit.PidFile("app.pid"):
+    supervise(["sleep", "1000"])
+"""
+    with supervising(tmp_path, body) as supervisor:
+        pid = supervisor.until("start")[0]["pid"]
+        assert daemonkit.status(tmp_path / "app.pid").pid == supervisor.pid
+        supervisor.process.kill()
+        supervisor.process.wait()
+        assert not daemonkit.status(tmp_path / "app.pid")
+        eventually(lambda: not alive(pid))
+
+
+def test_a_stop_escalates_and_gives_the_whole_group_its_time(tmp_path: Path) -> None:
+    (tmp_path / "inner").write_text(
+        "trap 'sleep 0.3; echo done > finished; exit' TERM\ntouch up\nwhile :; do sleep 0.05; done\n"
+    )
+    (tmp_path / "outer").write_text("trap 'exit 0' TERM\nsh inner &\nwait\n")
+    with supervising(tmp_path, 'supervise(["sh", "outer"], stop_timeout=20)') as supervisor:
+        eventually((tmp_path / "up").exists)
+        summary = supervisor.stop()
+    assert summary["exitcode"] == 0
+    assert (tmp_path / "finished").read_text() == "done\n"
+
+
+def test_one_that_ignores_the_stop_signal_is_killed(tmp_path: Path) -> None:
+    body = """supervise(["sh", "-c", "trap '' TERM; touch up; while :; do sleep 1; done"], stop_timeout=0.3)"""
+    with supervising(tmp_path, body) as supervisor:
+        eventually((tmp_path / "up").exists)
+        assert supervisor.stop()["instances"][0]["exitcode"] == -signal.SIGKILL
+
+
+def test_a_second_signal_kills_at_once(tmp_path: Path) -> None:
+    body = """supervise(["sh", "-c", "trap '' TERM; touch up; while :; do sleep 1; done"], stop_timeout=1000)"""
+    with supervising(tmp_path, body) as supervisor:
+        eventually((tmp_path / "up").exists)
+        supervisor.process.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            supervisor.process.wait(0.3)
+        assert supervisor.stop(signal.SIGINT)["instances"][0]["state"] == "stopped"
+
+
+READY = """
+import os, socket, sys, signal
+def say(text):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
+        s.connect("\\0" + os.environ["NOTIFY_SOCKET"][1:])
+        s.send(text)
+"""
+
+
+def test_with_wait_ready_an_instance_is_up_when_one_of_its_processes_says_so(tmp_path: Path) -> None:
+    (tmp_path / "ready.py").write_text(
+        READY + "r, w = os.pipe()\nif os.fork() == 0:\n    say(b'STATUS=x\\nREADY=1'); os._exit(0)\nsignal.pause()"
+    )
+    body = f"supervise([{sys.executable!r}, 'ready.py'], wait_ready=True)"
+    with supervising(tmp_path, body) as supervisor:
+        pid = supervisor.until("ready")[0]["pid"]
+        assert supervisor.events("start")[0]["pid"] == pid
+        supervisor.stop()
+
+
+def test_a_start_that_does_not_get_ready_in_time_is_a_failure(tmp_path: Path) -> None:
+    body = "supervise(['sleep', '1000'], wait_ready=True, start_timeout=0.2, max_restarts=1)"
+    with supervising(tmp_path, body) as supervisor:
+        assert supervisor.process.wait(PATIENCE) == 0
+        assert supervisor.summary()["instances"][0] == {"index": 0, "starts": 2, "exitcode": -9, "state": "gave-up"}
+        assert not supervisor.events("ready")
+
+
+def test_a_watchdog_that_falls_silent_is_killed_and_restarted(tmp_path: Path) -> None:
+    (tmp_path / "dog.py").write_text(
+        READY
+        + "import time\nsay(b'READY=1')\nassert os.environ['WATCHDOG_USEC'] == '500000'\n"
+        + "for _ in range(8): say(b'WATCHDOG=1'); time.sleep(0.1)\nopen('fed', 'w').close()\nsignal.pause()"
+    )
+    body = f"supervise([{sys.executable!r}, 'dog.py'], wait_ready=True, watchdog=0.5)"
+    with supervising(tmp_path, body) as supervisor:
+        silent = supervisor.until("watchdog")[0]
+        assert (tmp_path / "fed").exists()
+        assert supervisor.until("exit")[0]["exitcode"] == -signal.SIGKILL
+        assert supervisor.until("start", 2)[1]["pid"] != silent["pid"]
+        supervisor.stop()
+
+
+def test_a_rolling_restart_replaces_one_after_the_other(tmp_path: Path) -> None:
+    (tmp_path / "ready.py").write_text(READY + "say(b'READY=1')\nsignal.pause()")
+    body = f"supervise([{sys.executable!r}, 'ready.py'], wait_ready=True, instances=3)"
+    with supervising(tmp_path, body) as supervisor:
+        first = {event["pid"] for event in supervisor.until("ready", 3)}
+        supervisor.process.send_signal(signal.SIGHUP)
+        supervisor.until("exit", 3)
+        events = supervisor.events()[-9:]
+        assert [event["kind"] for event in events] == ["start", "ready", "exit"] * 3
+        assert [event["instance"] for event in events] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+        assert {event["pid"] for event in events if event["kind"] == "exit"} == first
+        summary = supervisor.stop()
+        assert [record["starts"] for record in summary["instances"]] == [2, 2, 2]
+
+
+def test_a_reload_that_fails_leaves_the_old_run(tmp_path: Path) -> None:
+    (tmp_path / "ready.py").write_text(
+        READY + "if os.path.exists('broken'): sys.exit(4)\nsay(b'READY=1')\nsignal.pause()"
+    )
+    body = f"supervise([{sys.executable!r}, 'ready.py'], wait_ready=True, instances=2)"
+    with supervising(tmp_path, body) as supervisor:
+        first = {event["pid"] for event in supervisor.until("ready", 2)}
+        (tmp_path / "broken").touch()
+        supervisor.process.send_signal(signal.SIGHUP)
+        failed = supervisor.until("reload-failed")[0]
+        assert failed["exitcode"] == 4 and all(map(alive, first))
+        (tmp_path / "broken").unlink()
+        supervisor.process.send_signal(signal.SIGHUP)
+        supervisor.until("ready", 4)
+        eventually(lambda: not any(map(alive, first)))
+        supervisor.stop()
+
+
+SERVER = (
+    READY
+    + """
+import select
+assert os.environ["LISTEN_PID"] == str(os.getpid())
+server = socket.socket(fileno=3)
+server.setblocking(False)
+stopping = []
+signal.signal(signal.SIGTERM, lambda *_: stopping.append(1))
+say(b"READY=1")
+while not stopping:
+    select.select([server], [], [], 0.05)
+    try:
+        connection, _ = server.accept()
+    except BlockingIOError:
+        continue
+    connection.setblocking(True)
+    connection.recv(100); connection.sendall(str(os.getpid()).encode()); connection.close()
+"""
+)
+
+
+def _ask(address: Any) -> int:
+    with socket.create_connection(address, 10) if isinstance(address, tuple) else _unix(address) as connection:
+        connection.sendall(b"who?")
+        return int(connection.recv(100))
+
+
+def _unix(path: str) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(path)
+    return connection
+
+
+def test_a_rolling_restart_refuses_and_cuts_no_connection(tmp_path: Path) -> None:
+    (tmp_path / "server.py").write_text(SERVER)
+    body = f"""
+sock = socket.create_server(("127.0.0.1", 0)); sock.setblocking(True)
+with open("port.new", "w") as file: file.write(str(sock.getsockname()[1]))
+os.rename("port.new", "port")
+supervise([{sys.executable!r}, "server.py"], listen=sock, instances=2, wait_ready=True)
+"""
+    with supervising(tmp_path, body) as supervisor:
+        old = {event["pid"] for event in supervisor.until("ready", 2)}
+        address = ("127.0.0.1", int((tmp_path / "port").read_text()))
+        assert _ask(address) in old
+        supervisor.process.send_signal(signal.SIGHUP)
+        seen: set[int] = set()
+        while len(supervisor.events("exit")) < 2:
+            seen.add(_ask(address))
+        assert _ask(address) not in old
+        supervisor.stop()
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1:0", "[::1]:0", "unix:sock"])
+def test_sockets_are_bound_once_and_handed_on(tmp_path: Path, listen: str) -> None:
+    if listen.startswith("["):
+        with contextlib.suppress(OSError), socket.create_server(("::1", 0), family=socket.AF_INET6):
+            pass
+    script = "import socket, os; s = socket.socket(fileno=3); print(s.getsockname(), s.family.name, os.environ['LISTEN_FDS'], flush=True)"
+    body = f"""supervise([{sys.executable!r}, "-c", {script!r}], listen={listen!r}, instances=2, stdout="out.{{instance}}")"""
+    with supervising(tmp_path, body) as supervisor:
+        assert supervisor.process.wait(PATIENCE) == 0, supervisor.errors.read_text()
+    first, second = ((tmp_path / f"out.{index}").read_text() for index in (0, 1))
+    assert first == second and first.split()[-1] == "1"
+    assert not (tmp_path / "sock").exists()
+
+
+def test_a_live_unix_socket_is_refused_and_a_stale_one_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "sock"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen()
+        done = run(tmp_path, "daemonkit.supervise(['true'], listen='unix:sock')")
+        assert done.returncode == 1 and "another process listens there" in done.stderr and path.exists()
+    assert run(tmp_path, "daemonkit.supervise(['true'], listen='unix:sock')").returncode == 0
+    path.write_text("not a socket")
+    assert "no socket" in run(tmp_path, "daemonkit.supervise(['true'], listen='unix:sock')").stderr
+    assert path.read_text() == "not a socket"
+
+
+def test_logs_are_written_straight_by_default_and_named_for_the_instance(tmp_path: Path) -> None:
+    body = """supervise(["sh", "-c", "echo out $DAEMONKIT_INSTANCE; echo err >&2"], instances=2, stdout="log.{instance}", stderr=daemonkit.STDOUT)"""
+    with supervising(tmp_path, body) as supervisor:
+        assert supervisor.process.wait(PATIENCE) == 0
+    assert [(tmp_path / f"log.{index}").read_text() for index in (0, 1)] == ["out 0\nerr\n", "out 1\nerr\n"]
+    assert (tmp_path / "log.0").stat().st_mode & 0o777 == 0o640 & ~0o022
+
+
+def test_rotation_loses_and_splits_no_line(tmp_path: Path) -> None:
+    """Also over a crash of the instance, and a kill of the worker."""
+    writer = "import os, sys, signal\nfor n in range(20000): print(os.getpid(), n)\nsys.stdout.flush(); os.kill(os.getpid(), 9)"
+    body = f"""supervise([{sys.executable!r}, "-c", {writer!r}], max_restarts=2, stdout="log", log_max_bytes=50_000, log_backups=1000)"""
+    with supervising(tmp_path, body) as supervisor:
+        assert supervisor.process.wait(PATIENCE) == 0, supervisor.errors.read_text()
+        pids = [event["pid"] for event in supervisor.events("start")]
+    files = sorted(tmp_path.glob("log*"), key=lambda path: -int(path.suffix[1:] or 0))
+    assert len(files) > 10 and all(path.stat().st_size <= 50_000 for path in files)
+    lines = "".join(path.read_text() for path in files).splitlines()
+    assert lines == [f"{pid} {n}" for pid in pids for n in range(20000)]
+
+
+def test_backups_beyond_the_number_go(tmp_path: Path) -> None:
+    body = """supervise(["seq", "10000"], stdout="log", log_max_bytes=5000, log_backups=2)"""
+    with supervising(tmp_path, body) as supervisor:
+        assert supervisor.process.wait(PATIENCE) == 0
+    assert sorted(path.name for path in tmp_path.glob("log*")) == ["log", "log.1", "log.2"]
+    text = "".join((tmp_path / name).read_text() for name in ("log.2", "log.1", "log"))
+    numbers = [int(line) for line in text.split()]
+    assert numbers == list(range(numbers[0], 10001))
+
+
+def test_lines_in_a_pump_survive_the_worker(tmp_path: Path) -> None:
+    writer = "import time\nfor n in range(100000):\n    print(n, flush=True)\n    if n == 5000: open('now', 'w').close(); time.sleep(1000)"
+    body = f"""supervise([{sys.executable!r}, "-c", {writer!r}], stdout="log", log_max_bytes=10_000_000)"""
+    with supervising(tmp_path, body) as supervisor:
+        eventually((tmp_path / "now").exists)
+        os.kill(supervisor.worker, signal.SIGKILL)
+        supervisor.until("start", 2)
+        lines = eventually(lambda: len(found := (tmp_path / "log").read_text().splitlines()) >= 5001 and found)
+        assert lines[:5001] == [str(n) for n in range(5001)]
+        supervisor.stop()
+
+
+def test_a_program_that_grows_is_replaced_gracefully(tmp_path: Path) -> None:
+    grow = "import signal, os\nif not os.path.exists('grown'):\n    x = bytearray(100 << 20); open('grown', 'w').close()\nsignal.pause()"
+    body = f"supervise([{sys.executable!r}, '-c', {grow!r}], max_memory=80 << 20, min_uptime=0.1)"
+    with supervising(tmp_path, body) as supervisor:
+        assert supervisor.until("memory")[0]["pid"] == supervisor.events("start")[0]["pid"]
+        assert supervisor.until("exit")[0]["exitcode"] == -signal.SIGTERM
+        assert len(supervisor.events("start")) == 2
+        supervisor.stop()
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "text"),
+    [
+        ("return", 0, ""),
+        ("sys.exit(7)", 7, ""),
+        ("sys.exit('sorry')", 1, "sorry"),
+        ("raise ValueError('oops')", 1, "ValueError: oops"),
+        ("os.kill(os.getpid(), 9)", -9, ""),
+    ],
+)
+def test_a_callable_ends_as_a_program_does(tmp_path: Path, body: str, status: int, text: str) -> None:
+    program = f"""
+import atexit
+atexit.register(lambda: open("atexit." + str(os.getpid()), "w").close())
+kept = open("kept", "w")
+def work():
+    kept.write("from the instance"); kept.flush()
+    print("printed", os.environ["DAEMONKIT_INSTANCE"])
+    {body}
+supervise(work, restart="never", stdout="out")
+"""
+    with supervising(tmp_path, program) as supervisor:
+        assert supervisor.process.wait(PATIENCE) == 0
+        assert supervisor.summary()["instances"][0]["exitcode"] == status
+        assert text in supervisor.errors.read_text()
+        assert (tmp_path / "kept").read_text() == "from the instance"
+        assert (tmp_path / "out").read_text() == "printed 0\n"
+        assert [path.name for path in tmp_path.glob("atexit.*")] == [f"atexit.{supervisor.pid}"]
+
+
+def test_the_caller_is_as_before_afterwards(tmp_path: Path) -> None:
+    done = run(
+        tmp_path,
+        """
+        import ctypes
+        handler = lambda *_: None
+        signal.signal(signal.SIGTERM, handler)
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
+        before = facts()
+        assert daemonkit.supervise(["true"]).exitcode == 0
+        after = facts()
+        assert signal.getsignal(signal.SIGTERM) is handler and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        for fact in ("mask", "ignored", "caught", "umask", "cwd", "threads"):
+            assert before[fact] == after[fact], fact
+        assert set(before["fds"]) == set(after["fds"])
+        answer = ctypes.c_int(); ctypes.CDLL(None).prctl(37, ctypes.byref(answer), 0, 0, 0); assert answer.value == 0
+    """,
+        flags=("-W", "error", "-X", "dev"),
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_event_handler_that_raises_stops_nothing(tmp_path: Path) -> None:
+    done = run(tmp_path, "print(daemonkit.supervise(['true'], instances=2, on_event=lambda e: 1 / 0))")
+    assert done.returncode == 0 and done.stdout.count("exited") == 2
+    assert "ZeroDivisionError" in done.stderr
+
+
+def test_an_event_handler_that_exits_takes_everything_with_it(tmp_path: Path) -> None:
+    body = """
+def leave(event):
+    print(event.pid, flush=True)
+    sys.exit(5)
+daemonkit.supervise(["sleep", "1000"], on_event=leave)
+"""
+    done = run(tmp_path, body)
+    assert done.returncode == 5, done.stderr
+    assert not alive(int(done.stdout.split()[0]))
+
+
+def test_it_runs_in_the_main_thread_only(tmp_path: Path) -> None:
+    done = run(tmp_path, "t = threading.Thread(target=daemonkit.supervise, args=(['true'],)); t.start(); t.join()")
+    assert "RuntimeError: supervise() must be called in the main thread" in done.stderr
+
+
+def test_an_idle_supervisor_does_not_wake_up(tmp_path: Path) -> None:
+    with supervising(tmp_path, "supervise(['sleep', '1000'], instances=3)") as supervisor:
+        supervisor.until("ready", 3)
+        both = (supervisor.pid, supervisor.worker)
+
+        def switches() -> list[str]:
+            return [
+                line
+                for pid in both
+                for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+                if line.startswith("voluntary")
+            ]
+
+        settled = eventually(
+            lambda: (one := switches()) and not select.select([], [], [], 0.2)[0] and one == switches() and one
+        )
+        select.select([], [], [], 1.5)
+        assert switches() == settled
+        supervisor.stop()
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ("['no-such-program']", FileNotFoundError),
+        ("['true'], instances=0", ValueError),
+        ("['true'], instances='many'", TypeError),
+        ("['true'], restart='sometimes'", ValueError),
+        ("['true'], backoff=3", TypeError),
+        ("['true'], min_uptime=0", ValueError),
+        ("['true'], stop_timeout=-1", ValueError),
+        ("['true'], max_restarts=-1", ValueError),
+        ("['true'], max_memory=0", ValueError),
+        ("['true'], listen='80'", ValueError),
+        ("['true'], listen='no.such.host.invalid:80'", OSError),
+        ("['true'], cwd='/no/such'", FileNotFoundError),
+        ("['true'], stdout='/no/such/log'", FileNotFoundError),
+        ("['true'], user='nobody-of-this-name'", LookupError),
+        ("['true'], stop_signal=999", ValueError),
+        ("['true'], cpu_affinity='all'", ValueError),
+        ("['true'], on_event=3", TypeError),
+        ("['true'], log_max_bytes=0", ValueError),
+        ("['true'], success_codes=0", TypeError),
+        ("'true'", TypeError),
+        ("[]", ValueError),
+        ("None", TypeError),
+    ],
+)
+def test_bad_input_is_refused_before_anything_starts(tmp_path: Path, options: str, error: type[Exception]) -> None:
+    done = run(
+        tmp_path,
+        f"""
+        before = set(os.listdir("/proc/self/fd")), set(os.listdir("."))
+        try:
+            daemonkit.supervise({options})
+        except Exception as error:
+            print(type(error).__mro__)
+        assert before == (set(os.listdir("/proc/self/fd")), set(os.listdir(".")))
+    """,
+    )
+    assert done.returncode == 0, done.stderr
+    assert error.__name__ in done.stdout
+
+
+def test_many_instances_start_and_stop(tmp_path: Path) -> None:
+    with supervising(tmp_path, "supervise(['sleep', '1000'], instances=300)") as supervisor:
+        supervisor.until("start", 300)
+        summary = supervisor.stop()
+        assert {record["state"] for record in summary["instances"]} == {"stopped"}
+        assert len(supervisor.events("exit")) == 300
