@@ -125,6 +125,7 @@ class Holder(NamedTuple):
 
 def find_holder(path: str) -> Holder | None:
     """Return the live holder of the pidfile, or None; reads only. Raises OSError for what can't be a pidfile."""
+    _process.reap()
     if _holds and (hold := _hold_of(os.path.abspath(path))) and hold.is_current():
         return Holder(hold.owner.pid, hold.owner.started, ours=True)  # opening it would drop our record lock
     try:
@@ -433,6 +434,7 @@ class PidFile(PIDLockFile):
 
 def take(path: str, timeout: float | None) -> Hold:
     """Publish the file, locked and naming the caller, which is to keep or to hand on what it gets."""
+    _process.reap()
     deadline = time.monotonic() + (math.inf if timeout is None else timeout)
     while True:
         try:

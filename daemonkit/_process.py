@@ -261,5 +261,5 @@ def drop(pidfd: int) -> None:
 
 
 def reap() -> None:
-    """Reap the dropped children that have ended. Every public function of daemonkit calls this."""
+    """Reap the dropped children that have ended: whatever launches a program or looks at one calls this."""
     _dropped.reap()

@@ -1047,3 +1047,22 @@ def test_the_repr_names_the_program(tmp_path: Path) -> None:
     """,
     )
     assert str(told["pid"]) in told["first"] and str(told["pid"]) in told["then"]
+
+
+@pytest.mark.parametrize("call", ["status('pid')", "PidFile('pid').acquire()", "PidFile('pid').read_pid()"])
+def test_a_dropped_handles_program_is_reaped_by_whatever_call_comes_next(tmp_path: Path, call: str) -> None:
+    done = run(
+        tmp_path,
+        f"""
+        import select
+        fd = os.dup((p := daemonkit.spawn_detached(["true"])).fileno())
+        pid = p.pid
+        del p
+        select.select([fd], [], [])
+        assert os.path.exists(f"/proc/{{pid}}")
+        daemonkit.{call}
+        assert not os.path.exists(f"/proc/{{pid}}")
+    """,
+        flags=("-W", "error"),
+    )
+    assert (done.returncode, done.stderr) == (0, "")
