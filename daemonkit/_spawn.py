@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
 _SHELL: Final = b"/bin/sh"
 _RESET: Final = frozenset(map(int, signal.valid_signals())) - {signal.SIGKILL, signal.SIGSTOP}
-_RESTORED: Final = 1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1  # Python ignores them; Popen sets them back
+# Python ignores SIGPIPE and SIGXFSZ, and Popen sets them back; 32 and 33 are the C library's own, which posix_spawn(3)
+# leaves ignored in every program that it starts: all that make(1) runs, for one.
+_NOT_ODD: Final = 1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1 | 1 << 32 - 1 | 1 << 33 - 1
 _SHEBANG: Final = 256  # bytes of a script's first line that the kernel reads: execve(2)
 
 
@@ -509,7 +511,7 @@ def _has_odd_signals() -> bool:
     finally:
         os.close(fd)
     blocked, ignored = (int(text.partition(name)[2][:16], 16) for name in (b"\nSigBlk:\t", b"\nSigIgn:\t"))
-    return bool(blocked or ignored & ~_RESTORED)
+    return bool(blocked or ignored & ~_NOT_ODD)
 
 
 # --- once it runs -------------------------------------------------------------------------------------------------

@@ -127,7 +127,7 @@ def pid_in(path: Path) -> int:
 def state(pid: int) -> str:
     """Return the state letter of /proc/PID/stat, '' if there is no such process."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0].decode()
     except (FileNotFoundError, ProcessLookupError):
         return ""
 
@@ -143,7 +143,7 @@ def children(pid: int | None = None) -> list[int]:
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError, IndexError):
             if entry.name.isdigit():
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                fields = (entry / "stat").read_bytes().rpartition(b")")[2].split()
                 if int(fields[1]) == (pid or os.getpid()):
                     found.append(int(entry.name))
     return found

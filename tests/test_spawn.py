@@ -1700,3 +1700,14 @@ def test_a_start_during_which_the_clock_ticks_is_named_right_too(tmp_path: Path)
             assert not daemonkit.status("pid")
     """,
     )
+
+
+def test_what_make_runs_spawns_as_quickly_as_what_a_shell_runs(tmp_path: Path) -> None:
+    """A program that was started by posix_spawn(3) has signals 32 and 33 ignored; that alone takes no other way."""
+    code = "from daemonkit import _spawn; print(_spawn._has_odd_signals())"
+    command = [sys.executable, "-c", code]
+    output = tmp_path / "out"
+    actions = [(os.POSIX_SPAWN_OPEN, 1, str(output), os.O_WRONLY | os.O_CREAT, 0o600)]
+    pid = os.posix_spawn(command[0], command, os.environ, file_actions=actions, setsigdef=[signal.SIGHUP])
+    assert os.waitpid(pid, 0)[1] == 0
+    assert output.read_text() == "False\n"
