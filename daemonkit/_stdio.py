@@ -213,10 +213,12 @@ def _is_usable(stream: object) -> TypeGuard[TextIO]:
 
 def open_descriptors() -> dict[int, int]:
     """Return the open descriptors above 2 and their flags; the cost grows with them, not with RLIMIT_NOFILE."""
-    try:
+    count = 0
+    with contextlib.suppress(OSError):
         count = os.stat("/proc/self/fd").st_size  # how many there are, from Linux 6.2 on: proc(5); before that 0
+    try:
         found = _probe(range(count + 2), count)
-        if len(found) != count:  # before 6.2, or there are high numbers
+        if count == 0 or len(found) != count:  # before 6.2, or there are high numbers
             found = _probe(map(int, os.listdir("/proc/self/fd")))
     except OSError:
         # No /proc here, or a process that has changed its user may not look into its own: try every number that
