@@ -24,7 +24,7 @@ import traceback
 import warnings
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from daemonkit import _pidfile
+from daemonkit import _pidfile, _process
 from daemonkit.errors import StartError, StartTimeoutError
 
 if TYPE_CHECKING:
@@ -245,17 +245,10 @@ def _start_error(verdict: bytes, timeout: float | None) -> StartError:
     elif exitcode is None:
         how = "could not be started"
     elif exitcode < 0:
-        how = f"was killed by {_signal_name(-exitcode)} before it had started"
+        how = f"was killed by {_process.signal_name(-exitcode)} before it had started"
     else:
         how = f"ended with status {exitcode} before it had started"
     return StartError(f"the daemon {how}" + (f": {cause}" if cause else ""), traceback=text, exitcode=exitcode)
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"  # a real-time signal between SIGRTMIN and SIGRTMAX has no name
 
 
 # --- the middle process -----------------------------------------------------------------------------------------

@@ -194,22 +194,46 @@ class Instance:
         return self._after(run, now)
 
     def _after(self, run: Run, now: float) -> list[Action]:
-        rules = self.rules
-        good = run.reason == "ended" and run.exitcode in rules.success_codes
-        if rules.restart == "never" or (rules.restart == "on-failure" and good):
-            self.state = "exited" if good else "failed"
-            return []
-        if now - run.born >= rules.min_uptime and run.up:
+        state, delay = self._verdict(run, now)
+        if state in FINAL:
+            self.state = state
+            return [("emit", "gave-up", run)] if state == "gave-up" else []
+        if self._was_good(run, now):
             self.in_row = 0
-        if rules.max_restarts is not None and self.in_row >= rules.max_restarts:
-            self.state = "gave-up"
-            return [("emit", "gave-up", run)]
-        delay = rules.backoff.delay(self.in_row)
         self.in_row += 1
         if delay == 0:
             return self.begin()
         self.state, self.due = "backoff", now + delay
         return []
+
+    def _verdict(self, run: Run, now: float) -> tuple[State, float]:
+        """Return what becomes of the instance after this run, and the delay before the next one."""
+        rules = self.rules
+        wished = run.reason == "ended" and run.exitcode in rules.success_codes
+        if rules.restart == "never" or (rules.restart == "on-failure" and wished):
+            return ("exited" if wished else "failed"), 0.0
+        in_row = 0 if self._was_good(run, now) else self.in_row
+        if rules.max_restarts is not None and in_row >= rules.max_restarts:
+            return "gave-up", 0.0
+        return "backoff", rules.backoff.delay(in_row)
+
+    def _was_good(self, run: Run, now: float) -> bool:
+        return run.up and now - run.born >= self.rules.min_uptime
+
+    def outlook(self, run: Run, now: float) -> str:
+        """Say what comes next, now that the run's main process has ended."""
+        if run in self.old:
+            return "its successor runs"
+        if run is self.spare:
+            return "the old run stays"
+        if self.stopping:
+            return "it is stopped"
+        if self.spare:
+            return "its successor takes over"
+        state, delay = self._verdict(run, now)
+        if state in FINAL:
+            return {"exited": "it is done", "failed": "it is not restarted"}.get(state, "it is given up")
+        return f"it restarts in {delay:.3g} s" if delay else "it restarts at once"
 
     # --- time -------------------------------------------------------------------------------------------------------
 

@@ -127,6 +127,14 @@ def check_number(name: str, value: object, highest: int) -> None:
         raise ValueError(text)
 
 
+def signal_name(number: int) -> str:
+    """Return a signal's name, as far as it has one."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"  # a real-time signal between SIGRTMIN and SIGRTMAX has none
+
+
 def wait_for_end(pid: int | None, seconds: float) -> None:
     """Return when process `pid` ends, or after that many seconds, whichever is first."""
     with contextlib.ExitStack() as stack:

@@ -14,14 +14,13 @@ import fcntl
 import marshal
 import os
 import signal
-import stat
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 
-from daemonkit import _pidfile, _process, _stdio, _users
+from daemonkit import _command, _pidfile, _process, _stdio, _users
 from daemonkit._constants import DEVNULL, INHERIT, PIPE, STDOUT
 from daemonkit._handle import DetachedProcess
 from daemonkit._pidfile import Hold, PidFile
@@ -29,7 +28,6 @@ from daemonkit._pidfile import Hold, PidFile
 if TYPE_CHECKING:
     from daemonkit._stdio import Path, Source, StreamOption
 
-_SHELL: Final = b"/bin/sh"
 _RESET: Final = frozenset(map(int, signal.valid_signals())) - {signal.SIGKILL, signal.SIGSTOP}
 # Python ignores SIGPIPE and SIGXFSZ, and Popen sets them back; 32 and 33 are the C library's own, which posix_spawn(3)
 # leaves ignored in every program that it starts: all that make(1) runs, for one.
@@ -98,20 +96,20 @@ def spawn_detached(  # noqa: PLR0913 - each is an option of its own, and keyword
     FileNotFoundError: [Errno 2] not found on PATH: 'no-such-program'
     """
     _process.reap()
-    argv, program = command(args, executable, shell=shell)
+    argv, program = _command.command(args, executable, shell=shell)
     options = {"stdin": stdin, "stdout": stdout, "stderr": stderr}
     _check_streams(options, input)
     keep = _check_pass_fds(pass_fds)
-    variables = environment(env)
+    variables = _command.environment(env)
     umask = None if umask == -1 else umask
     _process.check_number("umask", umask, 0o777)
     owner = None
     if user is not None or group is not None or extra_groups is not None:
         _check_groups(extra_groups)
         owner = _users.owner_of(user, group, extra_groups, names=("user", "group", "extra_groups"))
-    folder = directory(cwd)
+    folder = _command.directory(cwd)
     lock = _pidfile_of(pidfile)
-    found = find(program, variables, folder)
+    found = _command.find(program, variables, folder)
     with contextlib.ExitStack() as fill, contextlib.ExitStack() as always, contextlib.ExitStack() as undo:
         _stdio.fill_closed(fill)
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -152,56 +150,6 @@ def spawn_detached(  # noqa: PLR0913 - each is an option of its own, and keyword
 # --- what was asked for -------------------------------------------------------------------------------------------
 
 
-def command(args: object, executable: Path | None, *, shell: bool) -> tuple[tuple[bytes, ...], str | bytes]:
-    """Return the argument vector, and the program as it was named."""
-    if not isinstance(shell, bool):
-        raise TypeError(f"shell: True or False, not {shell!r}")
-    if isinstance(args, (str, bytes, os.PathLike)):
-        if not shell:
-            raise TypeError(f"args: a sequence, as [{args!r}], not {args!r}; or give shell=True")
-        args = [args]
-    if not isinstance(args, Sequence):
-        raise TypeError(f"args: a sequence of strings and paths, not {args!r}")
-    if not args:
-        raise ValueError("args: empty; give the program and its arguments")
-    argv = [_text("args", part) for part in args]
-    if shell:
-        argv = [_SHELL if executable is None else _text("executable", executable), b"-c", *argv]
-    if executable is not None:
-        _text("executable", executable)
-    program = os.fspath(executable if executable is not None else os.fsdecode(_SHELL) if shell else args[0])
-    if not program:
-        raise ValueError("args: the program's name is empty")
-    return tuple(argv), program
-
-
-def _text(name: str, value: object) -> bytes:
-    if not isinstance(value, (str, bytes, os.PathLike)):
-        raise TypeError(f"{name}: strings and paths, not {value!r}")
-    text = os.fsencode(value)
-    if b"\0" in text:
-        raise ValueError(f"{name}: {value!r} has a NUL byte (embedded null byte), which no program can be given")
-    return text
-
-
-def environment(env: object) -> dict[bytes, bytes] | None:
-    """Return an environment as `os.posix_spawn` is quick with it; None for the caller's own."""
-    if env is None:
-        return None
-    if not isinstance(env, Mapping):
-        raise TypeError(f"env: a mapping of names to values, not {env!r}")
-    try:
-        encoded = {os.fsencode(name): os.fsencode(value) for name, value in env.items()}
-    except TypeError as error:
-        raise TypeError(f"env: strings, not {env!r}") from error
-    for name, value in encoded.items():
-        if not name or b"=" in name:
-            raise ValueError(f"env: {os.fsdecode(name)!r} is no name of a variable (illegal environment variable name)")
-        if b"\0" in name or b"\0" in value:
-            raise ValueError(f"env: {os.fsdecode(name)!r} has a NUL byte (embedded null byte), in its name or value")
-    return encoded
-
-
 def _check_streams(options: Mapping[str, StreamOption], data: object) -> None:
     for name, value in options.items():
         if not (isinstance(value, int) and value in (PIPE, INHERIT)):
@@ -231,15 +179,6 @@ def _check_groups(groups: object) -> None:
         raise TypeError(f"extra_groups: numbers and names of groups, not {groups!r}")
 
 
-def directory(cwd: Path | None) -> str | None:
-    """Return a directory that can be entered."""
-    if cwd is None:
-        return None
-    folder = os.fsdecode(_text("cwd", cwd))
-    _stdio.check_enterable(folder)
-    return folder
-
-
 def _pidfile_of(pidfile: Path | PidFile | None) -> PidFile | None:
     if pidfile is None or isinstance(pidfile, PidFile):
         return pidfile
@@ -248,39 +187,7 @@ def _pidfile_of(pidfile: Path | PidFile | None) -> PidFile | None:
     return PidFile(os.fsdecode(pidfile))
 
 
-# --- where the program is -----------------------------------------------------------------------------------------
-
-
-def find(program: str | bytes, env: Mapping[bytes, bytes] | None, cwd: str | None) -> bytes:
-    """Return the program's path, as seen from `cwd`; looked for beforehand, as a failed start sends a SIGCHLD."""
-    name = os.fsencode(program)
-    if b"/" in name:
-        candidates = [name]
-        missing = os.strerror(errno.ENOENT)
-    else:
-        path = (os.environb if env is None else env).get(b"PATH", os.fsencode(os.defpath))
-        candidates = [os.path.join(folder or b".", name) for folder in path.split(b":")]
-        missing = "not found on PATH"
-    refused: OSError | None = None
-    for candidate in candidates:
-        full = candidate if cwd is None else os.path.join(os.fsencode(cwd), candidate)
-        try:
-            if _is_program(full):
-                return candidate
-        except (FileNotFoundError, NotADirectoryError) as error:
-            if len(candidates) == 1:
-                raise OSError(error.errno, missing, program) from None
-            continue
-        except OSError as error:
-            refused = refused or OSError(error.errno, error.strerror, program)
-            continue
-        kind = "a directory" if os.path.isdir(full) else "not executable (chmod +x?)"
-        refused = refused or PermissionError(errno.EACCES, f"{os.fsdecode(candidate)} is {kind}", program)
-    raise refused or FileNotFoundError(errno.ENOENT, missing, program)
-
-
-def _is_program(path: bytes) -> bool:
-    return stat.S_ISREG(os.stat(path).st_mode) and os.access(path, os.X_OK, effective_ids=True)
+# --- what went wrong ---------------------------------------------------------------------------------------------
 
 
 def _blamed(error: OSError, plan: _Plan, program: str | bytes) -> OSError:
@@ -304,7 +211,7 @@ def _blamed(error: OSError, plan: _Plan, program: str | bytes) -> OSError:
 
 def _is_runnable(path: bytes) -> bool:
     try:
-        return _is_program(path)
+        return _command.is_program(path)
     except OSError:
         return False
 

@@ -8,8 +8,6 @@ starts another; if the caller is killed, the worker ends everything. If both are
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import logging
 import marshal
 import math
@@ -18,14 +16,13 @@ import resource
 import select
 import signal
 import socket
-import stat
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
 
-from daemonkit import _fork, _process, _spawn, _stdio, _users, _worker
+from daemonkit import _command, _fork, _listen, _process, _pump, _stdio, _users, _worker
 from daemonkit._constants import INHERIT, PIPE, STDOUT
 from daemonkit._policy import FINAL, Backoff, Instance, Rules, State
 from daemonkit._worker import Settings, Stream, Worker
@@ -33,13 +30,13 @@ from daemonkit._worker import Settings, Stream, Worker
 if TYPE_CHECKING:
     from types import FrameType
 
+    from daemonkit._listen import Listen
+    from daemonkit._pump import Pump
     from daemonkit._stdio import Path, StreamOption
 
 _logger = logging.getLogger("daemonkit")
 
 Kind = Literal["start", "ready", "exit", "gave-up", "reload-failed", "memory", "watchdog"]
-Listen = str | socket.socket
-
 _NOT_PASSED: Final = frozenset(
     {
         b"NOTIFY_SOCKET",
@@ -51,9 +48,6 @@ _NOT_PASSED: Final = frozenset(
     }
 )  # the caller's own
 _BUFFER: Final = 1 << 16
-_PIPE_SIZE: Final = 1 << 20
-_BACKLOG: Final = 1024
-_RETRY: Final = 1.0  # seconds until a log that could not be written is tried again
 _WORKER_BACKOFF: Final = Backoff(initial=0.1, maximum=10.0)
 
 
@@ -141,7 +135,7 @@ def supervise(  # noqa: PLR0913 - each is an option of its own, and keyword-only
     )
     if on_event is not None and not callable(on_event):
         raise TypeError(f"on_event: a callable or None, not {on_event!r}")
-    command, path, argv = _command(target, env, cwd)
+    command, path, argv = _target(target, env, cwd)
     umask = None if umask == -1 else umask
     _process.check_number("umask", umask, 0o777)
     owner = None
@@ -151,7 +145,13 @@ def supervise(  # noqa: PLR0913 - each is an option of its own, and keyword-only
         _stdio.fill_closed(stack)
         options = {"stdin": stdin, "stdout": stdout, "stderr": stderr}
         streams = _streams(options, umask, stack)
-        pumps = _pumps(streams, count, log_max_bytes, log_backups, umask, owner, stack)
+        logs = {number: stream.path for number, stream in enumerate(streams) if number and stream.path}
+        _process.check_number("log_backups", log_backups, 1 << 30)
+        pumps: dict[tuple[int, int], Pump] = {}
+        if max_bytes := _size("log_max_bytes", log_max_bytes):
+            pumps = _pump.pumps(logs, count, max_bytes, log_backups, umask, owner, stack)
+        else:
+            _check_logs(logs, count, umask)
         settings = Settings(
             target=command,
             path=path,
@@ -162,7 +162,7 @@ def supervise(  # noqa: PLR0913 - each is an option of its own, and keyword-only
             owner=owner,
             streams=streams,
             pipes={key: pump.writer for key, pump in pumps.items()},
-            listen=tuple(sock.fileno() for sock in _sockets(listen, stack)),
+            listen=tuple(sock.fileno() for sock in _listen.sockets(listen, stack)),
             cpus=_cpus(cpu_affinity),
             instances=count,
             rules=rules,
@@ -192,14 +192,12 @@ class _Record:
 class _Guardian:
     """What the calling process does meanwhile: signals, events, logs, and a look at the worker."""
 
-    def __init__(
-        self, settings: Settings, pumps: tuple[_Pump, ...], on_event: Callable[[Event], object] | None
-    ) -> None:
+    def __init__(self, settings: Settings, pumps: tuple[Pump, ...], on_event: Callable[[Event], object] | None) -> None:
         self._settings = settings
         self._pumps = {pump.reader: pump for pump in pumps}
         self._on_event = on_event
         self._records = [_Record() for _ in range(settings.instances)]
-        self._marks = 0
+        self._workers = 0
         self._order = ""
         """What it was told by signals: "", "stop", then "kill"."""
         self._signals: list[int] = []
@@ -231,6 +229,7 @@ class _Guardian:
                 return self._summary()
 
     def _watch_one(self) -> bool:
+        self._workers += 1
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         me = os.pidfd_open(os.getpid())
         with ours:
@@ -280,9 +279,8 @@ class _Guardian:
             settings=settings,
             control=theirs,
             guardian=guardian,
-            self_pidfd=os.pidfd_open(os.getpid()),
             instances=instances,
-            next_mark=self._marks,
+            next_mark=self._workers % _worker.WORKERS * _worker.RUNS,
             told=[()] * len(instances),
         ).work()
 
@@ -343,23 +341,19 @@ class _Guardian:
                 return done
             if not message:
                 return done
-            match marshal.loads(message):  # noqa: S302 - from this very program
-                case ["done"]:
-                    done = True
-                case ["mark", number]:
-                    self._marks = number
-                case ["log", text]:
-                    _logger.error("%s", text)
-                case ["state", index, state, starts, exitcode]:
-                    record = self._records[index]
-                    record.state, record.starts, record.exitcode = state, record.before + starts, exitcode
-                case [kind, index, pid, exitcode, when]:
-                    self._tell(Event(index, kind, pid, exitcode, when))
+            for one in marshal.loads(message):  # noqa: S302 - from this very program
+                match one:
+                    case ["done"]:
+                        done = True
+                    case ["state", index, state, starts, exitcode]:
+                        record = self._records[index]
+                        record.state, record.starts, record.exitcode = state, record.before + starts, exitcode
+                    case ["log", level, text]:
+                        _logger.log(level, "%s", text)
+                    case [kind, index, pid, exitcode, when]:
+                        self._tell(Event(index, kind, pid, exitcode, when))
 
     def _tell(self, event: Event) -> None:
-        level = logging.INFO if event.kind in {"start", "ready"} or event.exitcode == 0 else logging.WARNING
-        status = "" if event.exitcode is None else f", status {event.exitcode}"
-        _logger.log(level, "instance %d: %s (pid %d%s)", event.instance, event.kind, event.pid, status)
         pids = self._records[event.instance].pids
         if event.kind == "start":
             pids.add(event.pid)
@@ -446,86 +440,15 @@ def _has_terminal() -> bool:
     return True
 
 
-# --- logs ---------------------------------------------------------------------------------------------------------
-
-
-class _Pump:
-    """Reads what an instance writes into a pipe, and writes it to a file that is rotated by size.
-
-    No line is split or lost: where the file can't be written, nothing is read, so that the instance waits.
-    """
-
-    def __init__(self, path: str, max_bytes: int, backups: int, umask: int | None, owner: _users.Owner | None) -> None:
-        self._path, self._max, self._backups, self._umask, self._owner = path, max_bytes, backups, umask, owner
-        self._open()
-        self.reader, self.writer = os.pipe()
-        os.set_blocking(self.reader, False)
-        with contextlib.suppress(OSError):
-            fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
-        self._pending = b""
-        self._in_line = False
-        self.retry_at = math.inf
-
-    def _open(self) -> None:
-        self._fd, created = _stdio.open_log(self._path, self._umask)
-        if created and self._owner:
-            os.fchown(self._fd, self._owner.uid, self._owner.gid)
-        self._size = os.fstat(self._fd).st_size
-
-    def close_reading(self) -> None:
-        """In the worker, which only hands on the other end."""
-        os.close(self.reader)
-        os.close(self._fd)
-
-    def close(self) -> None:
-        """Write what is left, and close all of it."""
-        self.pump()
-        for fd in (self.reader, self.writer, self._fd):
-            os.close(fd)
-
-    def pump(self) -> None:
-        """Write what there is to read."""
-        try:
-            while True:
-                if not self._pending:
-                    self._pending = os.read(self.reader, _PIPE_SIZE)
-                self._write()
-        except BlockingIOError:
-            self.retry_at = math.inf
-        except OSError as error:
-            if self.retry_at == math.inf:
-                _logger.error("%s can't be written, so its writers wait: %s", self._path, error)  # noqa: TRY400 - said
-            self.retry_at = time.monotonic() + _RETRY
-
-    def _write(self) -> None:
-        while self._pending:
-            room = self._max - self._size
-            cut = len(self._pending)
-            if cut > room:
-                cut = self._pending.rfind(b"\n", 0, max(room, 0)) + 1
-                if cut == 0 and self._size > 0 and not self._in_line:
-                    self._rotate()
-                    continue
-                if cut == 0:  # a line that is longer than a file may be, or goes on
-                    cut = self._pending.find(b"\n") + 1 or len(self._pending)
-            done = os.write(self._fd, memoryview(self._pending)[:cut])
-            self._in_line = self._pending[done - 1 : done] != b"\n"
-            self._size += done
-            self._pending = self._pending[done:]
-
-    def _rotate(self) -> None:
-        if self._backups:
-            for number in range(self._backups - 1, 0, -1):
-                with contextlib.suppress(FileNotFoundError):
-                    os.rename(f"{self._path}.{number}", f"{self._path}.{number + 1}")
-            os.rename(self._path, f"{self._path}.1")
-        else:
-            os.unlink(self._path)
-        os.close(self._fd)
-        self._open()
-
-
 # --- what was asked for -------------------------------------------------------------------------------------------
+
+
+def _check_logs(templates: Mapping[int, str], count: int, umask: int | None) -> None:
+    """Open each log once: that it can't be written is said here, and not at the first start."""
+    for path in {
+        template.replace("{instance}", str(index)) for template in templates.values() for index in range(count)
+    }:
+        os.close(_stdio.open_log(path, umask)[0])
 
 
 def _count(instances: object) -> int:
@@ -604,19 +527,19 @@ def _cpus(affinity: object) -> tuple[int, ...]:
     return tuple(sorted(os.sched_getaffinity(0)))
 
 
-def _command(
+def _target(
     target: object, env: object, cwd: Path | None
 ) -> tuple[Callable[[], object] | None, bytes, tuple[bytes, ...]]:
     if callable(target):
         return target, b"", ()
-    argv, program = _spawn.command(target, None, shell=False)
-    environment = _spawn.environment(env)
-    directory = _spawn.directory(cwd)
-    return None, _spawn.find(program, environment, directory), argv
+    argv, program = _command.command(target, None, shell=False)
+    environment = _command.environment(env)
+    directory = _command.directory(cwd)
+    return None, _command.find(program, environment, directory), argv
 
 
 def _environment(env: object) -> dict[bytes, bytes]:
-    given = _spawn.environment(env)
+    given = _command.environment(env)
     if given is not None:
         return given
     return {name: value for name, value in os.environb.items() if name not in _NOT_PASSED}
@@ -645,110 +568,3 @@ def _streams(
         stack.callback(os.close, source.fd)
         found.append(Stream(fd=source.fd))
     return found[0], found[1], found[2]
-
-
-def _pumps(  # noqa: PLR0913, PLR0917 - what a pump is made of
-    streams: Sequence[Stream],
-    count: int,
-    max_bytes: int | None,
-    backups: int,
-    umask: int | None,
-    owner: _users.Owner | None,
-    stack: contextlib.ExitStack,
-) -> dict[tuple[int, int], _Pump]:
-    _size("log_max_bytes", max_bytes)
-    _process.check_number("log_backups", backups, 1 << 30)
-    by_path: dict[str, _Pump] = {}
-    pumps: dict[tuple[int, int], _Pump] = {}
-    for number in (1, 2):
-        template = streams[number].path
-        if template is None:
-            continue
-        for index in range(count):
-            path = template.replace("{instance}", str(index))
-            if max_bytes is None:
-                os.close(_stdio.open_log(path, umask)[0])  # it can be written: said here and not at the first start
-                continue
-            if path not in by_path:
-                by_path[path] = _Pump(path, max_bytes, backups, umask, owner)
-                stack.callback(by_path[path].close)
-            pumps[number, index] = by_path[path]
-    return pumps
-
-
-# --- sockets ------------------------------------------------------------------------------------------------------
-
-
-def _sockets(listen: object, stack: contextlib.ExitStack) -> list[socket.socket]:
-    wanted = [listen] if isinstance(listen, (str, socket.socket)) else listen
-    if not isinstance(wanted, Iterable):
-        raise TypeError(f'listen: "host:port", "unix:path" or a socket, not {listen!r}')
-    return [_bound(one, stack) for one in wanted]
-
-
-def _bound(one: object, stack: contextlib.ExitStack) -> socket.socket:
-    if isinstance(one, socket.socket):
-        if one.fileno() < 0:
-            raise ValueError(f"listen: {one!r} is closed")
-        if one.type == socket.SOCK_STREAM and not one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            one.listen(_BACKLOG)
-        return one
-    if not isinstance(one, str):
-        raise TypeError(f'listen: "host:port", "unix:path" or a socket, not {one!r}')
-    if one.startswith("unix:"):
-        return _bound_unix(os.path.abspath(one.removeprefix("unix:")), stack)
-    host, colon, port = one.rpartition(":")
-    if not colon or not port.isdigit() or int(port) > 65535 or (":" in host and not host.startswith("[")):
-        raise ValueError(f'listen: "host:port", as "127.0.0.1:8000" or "[::1]:8000", not {one!r}')
-    host = host.removeprefix("[").removesuffix("]")
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except socket.gaierror as error:
-        raise OSError(errno.EADDRNOTAVAIL, f"listen: {one!r}: {error.strerror}") from error
-    sock = stack.enter_context(socket.socket(family, kind, protocol))
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind(address)
-    except OSError as error:
-        raise OSError(error.errno, f"listen: {one!r}: {error.strerror}") from error
-    sock.listen(_BACKLOG)
-    return sock
-
-
-def _bound_unix(path: str, stack: contextlib.ExitStack) -> socket.socket:
-    _remove_stale_socket(path)
-    sock = stack.enter_context(socket.socket(socket.AF_UNIX))
-    try:
-        sock.bind(path)
-    except OSError as error:
-        raise OSError(error.errno, f"listen: {error.strerror}", path) from error
-    info = os.lstat(path)
-    stack.callback(_remove_socket, path, info)
-    sock.listen(_BACKLOG)
-    return sock
-
-
-def _remove_stale_socket(path: str) -> None:
-    try:
-        info = os.lstat(path)
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(info.st_mode):
-        raise FileExistsError(errno.EEXIST, "listen: there is something that is no socket", path)
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-            return
-        except OSError as error:
-            raise OSError(error.errno, f"listen: {error.strerror}", path) from error
-    raise OSError(errno.EADDRINUSE, "listen: another process listens there; end that one, or give another path", path)
-
-
-def _remove_socket(path: str, info: os.stat_result) -> None:
-    with contextlib.suppress(OSError):
-        if os.path.samestat(info, os.lstat(path)):
-            os.unlink(path)

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
+import logging
 import marshal
 import math
 import os
@@ -34,12 +36,15 @@ if TYPE_CHECKING:
     from daemonkit._policy import Action
 
 _MARK: Final = 1 << 62
-MARKS: Final = 1 << 32  # runs of one supervisor
+RUNS: Final = 1 << 20  # of one worker process, in marks
+WORKERS: Final = 1 << 12  # of one supervisor
+MARKS: Final = RUNS * WORKERS
 _MEMORY_EVERY: Final = 5.0  # seconds
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _CREDENTIALS: Final = struct.Struct("3i")  # struct ucred of unix(7): pid, uid, gid
 _LISTEN_START: Final = 3  # sd_listen_fds(3)
 _COMMANDS: Final = 16
+_BATCH: Final = 128  # messages in one, far below what a socket takes at once
 
 
 @dataclass(frozen=True)
@@ -116,15 +121,6 @@ def descendants_of(pid: int) -> list[int]:
 
 
 @dataclass
-class Saved:
-    """What a new worker must know of an instance whose worker was killed."""
-
-    state: str = "backoff"
-    starts: int = 0
-    exitcode: int | None = None
-
-
-@dataclass
 class Worker:
     """The loop."""
 
@@ -132,8 +128,6 @@ class Worker:
     control: socket.socket
     guardian: int
     """A pidfd of the calling process."""
-    self_pidfd: int
-    """One of this process, for the instances."""
     instances: list[Instance]
     next_mark: int
     epoll: select.epoll = field(default_factory=select.epoll)
@@ -149,10 +143,13 @@ class Worker:
     rolling: Instance | None = None
     strays: dict[int, int | None] = field(default_factory=dict)
     """Marks of direct children that are no main process."""
-    outbox: deque[bytes] = field(default_factory=deque)
+    outbox: list[tuple[Any, ...]] = field(default_factory=list)
+    wanted: int = select.EPOLLIN
+    """What the control socket is watched for."""
     looked: bool = False
     """Whether the strays were looked up in this round of the loop."""
     memory_at: float = math.inf
+    pid: int = field(default_factory=os.getpid)
     bell: tuple[socket.socket, socket.socket] = field(default_factory=socket.socketpair)
     """Rung by signals: SIGCHLD."""
     told: list[tuple[Any, ...]] = field(default_factory=list)
@@ -164,7 +161,10 @@ class Worker:
         """Supervise until nothing is left to run; end this process."""
         os.setsid()
         _process.become_subreaper()
+        for number in range(3):
+            os.set_inheritable(number, True)
         self._set_up_signals()
+        gc.freeze()  # or each collection would write to what is shared with the caller
         self.epoll.register(self.control.fileno(), select.EPOLLIN)
         self.epoll.register(self.guardian, select.EPOLLIN)
         if self.settings.max_memory is not None:
@@ -264,7 +264,6 @@ class Worker:
     def _start(self, instance: Instance) -> None:
         number = self.next_mark
         self.next_mark += 1
-        self._say(("mark", self.next_mark))
         notify = self._notify_socket()
         try:
             pid = _fork.fork_child(lambda: _become(self, instance.index, number, notify))
@@ -275,7 +274,7 @@ class Worker:
             run = Run(instance, number, 0, time.monotonic(), stop_by=math.inf, reason="ended")
             instance.started(run)
             run.exitcode = 1
-            self._say(("log", f"instance {instance.index} could not be started: {error}"))
+            self._say(("log", logging.ERROR, f"instance {instance.index} could not be started: {error}"))
             self._do(instance.emptied(run, time.monotonic()))
             return
         run = Run(instance, number, pid, time.monotonic())
@@ -435,9 +434,14 @@ class Worker:
             self.queue.clear()
         exitcode = run.exitcode if kind in {"exit", "gave-up", "reload-failed"} else None
         self._say((kind, instance.index, run.pid, exitcode, time.time()))
+        wished = kind in {"start", "ready"} or (
+            kind == "exit" and (run.reason in {"stop", "replaced"} or exitcode in instance.rules.success_codes)
+        )
+        text = f"instance {instance.index} (pid {run.pid}) {_told(kind, run, time.monotonic())}"
+        self._say(("log", logging.INFO if wished else logging.WARNING, text))
 
     def _say(self, message: tuple[Any, ...]) -> None:
-        self.outbox.append(marshal.dumps(message))
+        self.outbox.append(message)
 
     def _send(self) -> None:
         """Send what there is to say, and how the instances are; never wait for a guardian that is busy."""
@@ -448,8 +452,8 @@ class Worker:
                 self._say(("state", index, *state))
         try:
             while self.outbox:
-                self.control.send(self.outbox[0], socket.MSG_NOSIGNAL)
-                self.outbox.popleft()
+                self.control.send(marshal.dumps(self.outbox[:_BATCH]), socket.MSG_NOSIGNAL)
+                del self.outbox[:_BATCH]
         except BlockingIOError:
             wanted = select.EPOLLIN | select.EPOLLOUT
         except OSError:
@@ -457,8 +461,45 @@ class Worker:
             return
         else:
             wanted = select.EPOLLIN
-        with contextlib.suppress(OSError):
-            self.epoll.modify(self.control.fileno(), wanted)
+        if wanted != self.wanted:
+            with contextlib.suppress(OSError):
+                self.epoll.modify(self.control.fileno(), wanted)
+            self.wanted = wanted
+
+
+# --- in words -----------------------------------------------------------------------------------------------------
+
+_TOLD: Final = {
+    "ready": "is up",
+    "memory": "uses more memory than it may, so it is replaced",
+    "reload-failed": "did not come up, so the old run stays, and the rolling restart ends",
+}
+_CAUSES: Final = {"start-timeout": ", as it was not up in time,", "watchdog": ", as its watchdog was silent,"}
+
+
+def _ending(run: Run) -> str:
+    code = run.exitcode or 0
+    how = f"ended with status {code}" if code >= 0 else f"was ended by {_process.signal_name(-code)}"
+    return how + _CAUSES.get(run.reason or "", "")
+
+
+def _told(kind: str, run: Run, now: float) -> str:
+    """Put an event into words: what, why, and what comes next."""
+    instance = run.instance
+    match kind:
+        case "exit":
+            return f"{_ending(run)} after {now - run.born:.1f} s; {instance.outlook(run, now)}"
+        case "start":
+            return f"has started (start {instance.starts})"
+        case "watchdog":
+            return f"has not sent WATCHDOG=1 for {instance.rules.watchdog:g} s, so it is killed"
+        case "gave-up":
+            return f"was the last of {instance.in_row} restarts in a row, so the instance is given up"
+        case _:
+            return _TOLD[kind]
+
+
+# --- in /proc -----------------------------------------------------------------------------------------------------
 
 
 def _signal_marked(pid: int, number: int, mark: int, not_in: int | None) -> None:
@@ -497,15 +538,14 @@ def _become(worker: Worker, index: int, number: int, notify: socket.socket | Non
     settings = worker.settings
     try:
         os.setsid()
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        address = notify.getsockname() if notify else b""
         _open_streams(settings, index)
-        environment = _environment(settings, index, address)
+        environment = _environment(settings, index, notify.getsockname() if notify else b"")
         if settings.cpus:
             os.sched_setaffinity(0, {settings.cpus[index % len(settings.cpus)]})
-        _close_own(worker)
-        _pass_sockets(settings.listen)
+        if settings.target:
+            _undo_own(worker)
+        if settings.listen:
+            _pass_sockets(settings.listen)
         if settings.umask is not None:
             os.umask(settings.umask)
         if settings.cwd is not None:
@@ -514,9 +554,8 @@ def _become(worker: Worker, index: int, number: int, notify: socket.socket | Non
         if settings.owner:
             _users.change_owner(settings.owner)
         _process.die_with_parent()  # after the change of user, which would undo it: prctl(2)
-        if _process.has_ended(worker.self_pidfd):
+        if os.getppid() != worker.pid:
             os._exit(1)
-        os.close(worker.self_pidfd)
         if settings.target:
             _call(settings.target, environment)
         os.execve(settings.path, settings.argv, environment)  # noqa: S606 - no shell is what is wanted
@@ -527,7 +566,6 @@ def _become(worker: Worker, index: int, number: int, notify: socket.socket | Non
 
 
 def _open_streams(settings: Settings, index: int) -> None:
-    fds: list[int] = []
     for number, stream in enumerate(settings.streams):
         if (number, index) in settings.pipes:
             fd = settings.pipes[number, index]
@@ -537,12 +575,11 @@ def _open_streams(settings: Settings, index: int) -> None:
             if settings.owner and number:
                 with contextlib.suppress(OSError):
                     os.fchown(fd, settings.owner.uid, settings.owner.gid)
+        elif stream.fd is not None:
+            fd = stream.fd
         else:
-            fd = number if stream.fd is None else stream.fd
-        fds.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3))
-    for number, fd in enumerate(fds):
+            continue
         os.dup2(fd, number)
-        os.close(fd)
 
 
 def _environment(settings: Settings, index: int, address: bytes | str) -> dict[bytes, bytes]:
@@ -557,8 +594,10 @@ def _environment(settings: Settings, index: int, address: bytes | str) -> dict[b
     return environment
 
 
-def _close_own(worker: Worker) -> None:
-    """Close what is the worker's: a callable keeps what the caller had open, and no more."""
+def _undo_own(worker: Worker) -> None:
+    """Undo what is the worker's, as an exec would: a callable has what the caller had open, and no more."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     worker.epoll.close()
     for end in (worker.control, *worker.bell, *(notify for notify, _ in worker.notify.values())):
         end.close()

@@ -1,0 +1,109 @@
+"""The program that is to be run, looked up before anything is started: arguments, environment, directory, path."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Final
+
+from daemonkit import _stdio
+
+if TYPE_CHECKING:
+    from daemonkit._stdio import Path
+
+_SHELL: Final = b"/bin/sh"
+
+
+def command(args: object, executable: Path | None, *, shell: bool) -> tuple[tuple[bytes, ...], str | bytes]:
+    """Return the argument vector, and the program as it was named."""
+    if not isinstance(shell, bool):
+        raise TypeError(f"shell: True or False, not {shell!r}")
+    if isinstance(args, (str, bytes, os.PathLike)):
+        if not shell:
+            raise TypeError(f"args: a sequence, as [{args!r}], not {args!r}; or give shell=True")
+        args = [args]
+    if not isinstance(args, Sequence):
+        raise TypeError(f"args: a sequence of strings and paths, not {args!r}")
+    if not args:
+        raise ValueError("args: empty; give the program and its arguments")
+    argv = [text_of("args", part) for part in args]
+    if shell:
+        argv = [_SHELL if executable is None else text_of("executable", executable), b"-c", *argv]
+    if executable is not None:
+        text_of("executable", executable)
+    program = os.fspath(executable if executable is not None else os.fsdecode(_SHELL) if shell else args[0])
+    if not program:
+        raise ValueError("args: the program's name is empty")
+    return tuple(argv), program
+
+
+def text_of(name: str, value: object) -> bytes:
+    """Return what a program can be given; TypeError, ValueError."""
+    if not isinstance(value, (str, bytes, os.PathLike)):
+        raise TypeError(f"{name}: strings and paths, not {value!r}")
+    text = os.fsencode(value)
+    if b"\0" in text:
+        raise ValueError(f"{name}: {value!r} has a NUL byte (embedded null byte), which no program can be given")
+    return text
+
+
+def environment(env: object) -> dict[bytes, bytes] | None:
+    """Return an environment as `os.posix_spawn` is quick with it; None for the caller's own."""
+    if env is None:
+        return None
+    if not isinstance(env, Mapping):
+        raise TypeError(f"env: a mapping of names to values, not {env!r}")
+    try:
+        encoded = {os.fsencode(name): os.fsencode(value) for name, value in env.items()}
+    except TypeError as error:
+        raise TypeError(f"env: strings, not {env!r}") from error
+    for name, value in encoded.items():
+        if not name or b"=" in name:
+            raise ValueError(f"env: {os.fsdecode(name)!r} is no name of a variable (illegal environment variable name)")
+        if b"\0" in name or b"\0" in value:
+            raise ValueError(f"env: {os.fsdecode(name)!r} has a NUL byte (embedded null byte), in its name or value")
+    return encoded
+
+
+def directory(cwd: Path | None) -> str | None:
+    """Return a directory that can be entered."""
+    if cwd is None:
+        return None
+    folder = os.fsdecode(text_of("cwd", cwd))
+    _stdio.check_enterable(folder)
+    return folder
+
+
+def find(program: str | bytes, env: Mapping[bytes, bytes] | None, cwd: str | None) -> bytes:
+    """Return the program's path, as seen from `cwd`; looked for beforehand, as a failed start sends a SIGCHLD."""
+    name = os.fsencode(program)
+    if b"/" in name:
+        candidates = [name]
+        missing = os.strerror(errno.ENOENT)
+    else:
+        path = (os.environb if env is None else env).get(b"PATH", os.fsencode(os.defpath))
+        candidates = [os.path.join(folder or b".", name) for folder in path.split(b":")]
+        missing = "not found on PATH"
+    refused: OSError | None = None
+    for candidate in candidates:
+        full = candidate if cwd is None else os.path.join(os.fsencode(cwd), candidate)
+        try:
+            if is_program(full):
+                return candidate
+        except (FileNotFoundError, NotADirectoryError) as error:
+            if len(candidates) == 1:
+                raise OSError(error.errno, missing, program) from None
+            continue
+        except OSError as error:
+            refused = refused or OSError(error.errno, error.strerror, program)
+            continue
+        kind = "a directory" if os.path.isdir(full) else "not executable (chmod +x?)"
+        refused = refused or PermissionError(errno.EACCES, f"{os.fsdecode(candidate)} is {kind}", program)
+    raise refused or FileNotFoundError(errno.ENOENT, missing, program)
+
+
+def is_program(path: bytes) -> bool:
+    """Tell whether a file can be executed; OSError if there is none."""
+    return stat.S_ISREG(os.stat(path).st_mode) and os.access(path, os.X_OK, effective_ids=True)

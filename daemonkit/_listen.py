@@ -1,0 +1,90 @@
+"""Sockets that are bound once and handed to every instance."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+from collections.abc import Iterable
+from typing import Final
+
+Listen = str | socket.socket
+
+_BACKLOG: Final = 1024
+
+
+def sockets(listen: object, stack: contextlib.ExitStack) -> list[socket.socket]:
+    wanted = [listen] if isinstance(listen, (str, socket.socket)) else listen
+    if not isinstance(wanted, Iterable):
+        raise TypeError(f'listen: "host:port", "unix:path" or a socket, not {listen!r}')
+    return [_bound(one, stack) for one in wanted]
+
+
+def _bound(one: object, stack: contextlib.ExitStack) -> socket.socket:
+    if isinstance(one, socket.socket):
+        if one.fileno() < 0:
+            raise ValueError(f"listen: {one!r} is closed")
+        if one.type == socket.SOCK_STREAM and not one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            one.listen(_BACKLOG)
+        return one
+    if not isinstance(one, str):
+        raise TypeError(f'listen: "host:port", "unix:path" or a socket, not {one!r}')
+    if one.startswith("unix:"):
+        return _bound_unix(os.path.abspath(one.removeprefix("unix:")), stack)
+    host, colon, port = one.rpartition(":")
+    if not colon or not port.isdigit() or int(port) > 65535 or (":" in host and not host.startswith("[")):
+        raise ValueError(f'listen: "host:port", as "127.0.0.1:8000" or "[::1]:8000", not {one!r}')
+    host = host.removeprefix("[").removesuffix("]")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except socket.gaierror as error:
+        raise OSError(errno.EADDRNOTAVAIL, f"listen: {one!r}: {error.strerror}") from error
+    sock = stack.enter_context(socket.socket(family, kind, protocol))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind(address)
+    except OSError as error:
+        raise OSError(error.errno, f"listen: {one!r}: {error.strerror}") from error
+    sock.listen(_BACKLOG)
+    return sock
+
+
+def _bound_unix(path: str, stack: contextlib.ExitStack) -> socket.socket:
+    _remove_stale_socket(path)
+    sock = stack.enter_context(socket.socket(socket.AF_UNIX))
+    try:
+        sock.bind(path)
+    except OSError as error:
+        raise OSError(error.errno, f"listen: {error.strerror}", path) from error
+    info = os.lstat(path)
+    stack.callback(_remove_socket, path, info)
+    sock.listen(_BACKLOG)
+    return sock
+
+
+def _remove_stale_socket(path: str) -> None:
+    try:
+        info = os.lstat(path)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(info.st_mode):
+        raise FileExistsError(errno.EEXIST, "listen: there is something that is no socket", path)
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+        except OSError as error:
+            raise OSError(error.errno, f"listen: {error.strerror}", path) from error
+    raise OSError(errno.EADDRINUSE, "listen: another process listens there; end that one, or give another path", path)
+
+
+def _remove_socket(path: str, info: os.stat_result) -> None:
+    with contextlib.suppress(OSError):
+        if os.path.samestat(info, os.lstat(path)):
+            os.unlink(path)
