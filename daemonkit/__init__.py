@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from daemonkit._control import Status, attach, send_signal, status, stop
     from daemonkit._detach import DetachedContext, detached
     from daemonkit._handle import DetachedProcess
-    from daemonkit._pidfile import PidFile
+    from daemonkit._lock import PidFile
     from daemonkit._policy import Backoff
     from daemonkit._spawn import spawn_detached
     from daemonkit._supervise import Event, InstanceRecord, Summary, supervise
@@ -56,7 +56,7 @@ _HOME = {
     "DetachedContext": "_detach",
     "detached": "_detach",
     "DetachedProcess": "_handle",
-    "PidFile": "_pidfile",
+    "PidFile": "_lock",
     "Backoff": "_policy",
     "Event": "_supervise",
     "InstanceRecord": "_supervise",

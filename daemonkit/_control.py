@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from daemonkit import _pidfile, _process
 from daemonkit._handle import DetachedProcess
-from daemonkit._pidfile import PidFile
+from daemonkit._lock import PidFile
 from daemonkit.errors import NotRunningError, StopTimeoutError
 
 if TYPE_CHECKING:

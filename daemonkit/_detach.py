@@ -27,7 +27,7 @@ from daemon.daemon import DaemonContext
 
 from daemonkit import _fork, _notify, _pidfile, _process, _stdio, _users
 from daemonkit._constants import STDOUT
-from daemonkit._pidfile import PidFile
+from daemonkit._lock import PidFile
 
 if TYPE_CHECKING:
     import socket

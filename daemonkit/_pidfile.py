@@ -17,6 +17,9 @@ the holder opens and closes its own pidfile. Three ranges of offsets are used, n
 A file is published complete: an unnamed file (``O_TMPFILE``) gets its text and its lock, and only then a name
 (``linkat``), which fails if the name is taken. ``kill -9`` at any point leaves no debris. A stale file is removed
 by whoever holds its mutex and finds the name still on it: device and inode decide, as in FreeBSD's pidfile_verify.
+
+Who only asks loads no `lockfile`, which takes as long as all the rest: what is derived from its classes is imported
+where it is raised, and `PidFile` has a module of its own, which has it loaded before any right is dropped.
 """
 
 from __future__ import annotations
@@ -30,18 +33,15 @@ import stat
 import struct
 import threading
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple, Self
-
-from lockfile import LockFailed, LockTimeout, NotLocked, NotMyLock
-from lockfile.pidlockfile import PIDLockFile
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from daemonkit import _process
 from daemonkit._process import Identity
-from daemonkit.errors import AlreadyRunningError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from daemonkit.errors import AlreadyRunningError
 
 _MODE: Final = 0o644
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
@@ -97,6 +97,8 @@ def _mutex(fd: int, path: str) -> Iterator[None]:
             _lock(fd, fcntl.F_WRLCK, 0, 1)
         except (BlockingIOError, PermissionError):
             if time.monotonic() > deadline:
+                from lockfile import LockFailed  # noqa: PLC0415 - see above
+
                 msg = f"{path}: another process keeps it locked, but does not hold it; end that one (see lslocks)"
                 raise LockFailed(msg) from None
             _process.wait_for_end(None, 0.001)
@@ -193,6 +195,8 @@ def _parse(text: bytes) -> int:
 
 
 def _held(path: str, holder: Holder) -> AlreadyRunningError:
+    from daemonkit.errors import AlreadyRunningError  # noqa: PLC0415 - see above
+
     started = holder.started or _process.start_of(holder.pid)
     since = f" (since {time.strftime('%H:%M', time.localtime(_process.wall_clock(started)))})" if started else ""
     if holder.pid == os.getpid():
@@ -218,17 +222,21 @@ def _explained(error: OSError, path: str) -> OSError:
 # --- holding it ---------------------------------------------------------------------------------------------
 
 
-@dataclass(eq=False, slots=True)
-class Hold:
+class Hold:  # no dataclass: to import those takes as long as all the rest, and `daemonkit ls` is to be quick
     """A lock that this process has: the open file, and the directory and name to find it again by."""
 
-    path: str
-    name: str
-    directory: int
-    """An O_PATH descriptor: it finds the file also after a chroot."""
-    fd: int
-    inode: tuple[int, int]
-    owner: Identity
+    __slots__ = ("directory", "fd", "inode", "name", "owner", "path")
+
+    def __init__(  # noqa: PLR0913, PLR0917 - the fields
+        self, path: str, name: str, directory: int, fd: int, inode: tuple[int, int], owner: Identity
+    ) -> None:
+        """Take over `fd`, and `directory`: an O_PATH descriptor, which finds the file also after a chroot."""
+        self.path = path
+        self.name = name
+        self.directory = directory
+        self.fd = fd
+        self.inode = inode
+        self.owner = owner
 
     def is_current(self) -> bool:
         """Tell whether the name still leads to this very file."""
@@ -322,6 +330,8 @@ def adopt() -> None:
 
 def take_back() -> None:
     """In the process that passed its locks on, once the other has ended: hold again what is still there."""
+    from lockfile import LockFailed  # noqa: PLC0415 - see above
+
     for hold in tuple(_holds):
         try:
             hold.claim()
@@ -334,106 +344,15 @@ def descriptors() -> set[int]:
     return {fd for hold in tuple(_holds) for fd in (hold.fd, hold.directory)}
 
 
-# --- PidFile ------------------------------------------------------------------------------------------------
-
-_AS_BUILT: Final = -math.inf  # no timeout was given to acquire(): the one that the object was made with
-
-
-class PidFile(PIDLockFile):
-    """A pidfile held by a kernel lock that ends with its process, however that process dies.
-
-    Usable wherever a `lockfile.pidlockfile.PIDLockFile` is: `acquire`, `release`, `is_locked`, `i_am_locking`,
-    `read_pid`, `break_lock`, ``DaemonContext(pidfile=...)``, and as a context manager. The path is made absolute
-    at once. While it is held the file has the holder's pid and a newline, mode 0o644. A forked child neither
-    keeps the lock nor removes the file. `timeout` is what `acquire` waits for, in seconds: None for ever, more
-    than 0 that long, else not at all. Locks are Linux's open file description locks; see fcntl(2).
-
-    >>> lock = PidFile("app.pid")
-    >>> with lock:
-    ...     lock.read_pid() == os.getpid()
-    True
-    >>> print(lock.read_pid())
-    None
-    """
-
-    path: str
-    timeout: float | None
-
-    def __init__(
-        self, path: str | bytes | os.PathLike[str], timeout: float | None = 0, *, threaded: bool = False
-    ) -> None:
-        """Name the file; nothing is opened yet. `threaded` is lockfile's, and without effect there too."""
-        _process.check_seconds("timeout", timeout)
-        if not path or "\0" in os.fsdecode(path):
-            raise ValueError(f"pidfile: {path!r} is no path")
-        super().__init__(os.path.abspath(os.fsdecode(path)), threaded, timeout)
-        self._hold: Hold | None = None
-
-    def __enter__(self) -> Self:
-        """Acquire it."""
-        self.acquire()
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        """Release it, if it is still this process's: not in a forked child, nor after `break_lock`."""
-        if self._own():
-            self.release()
-
-    def acquire(self, timeout: float | None = _AS_BUILT) -> None:
-        """Take the lock and publish this process's pid.
-
-        `timeout` in seconds, by default the object's. Raises AlreadyRunningError, or `lockfile.LockTimeout` where
-        it was to wait; OSError, with the path, for a file or directory that can't be used.
-        """
-        hold = take(self.path, self.timeout if timeout == _AS_BUILT else timeout)
-        _set_record(hold.fd, fcntl.F_WRLCK, hold.owner)
-        _hook_fork()
-        _holds.add(hold)
-        self._hold = hold
-
-    def release(self) -> None:
-        """Free the file; raises `lockfile.NotLocked` or `lockfile.NotMyLock` if this process does not hold it.
-
-        It is removed; where the directory is not writable any more (privileges were dropped), emptied. It works
-        also after a chroot, and after a chdir.
-        """
-        if hold := self._own():
-            hold.release()
-        elif self.is_locked():
-            raise NotMyLock(f"{self.path} is held, but not by this process")
-        else:
-            raise NotLocked(f"{self.path} is not held")
-
-    def break_lock(self) -> None:
-        """Free this process's own lock, or remove a stale file; AlreadyRunningError against a live holder."""
-        if hold := self._own():
-            hold.release()
-            return
-        try:
-            _remove_stale(self.path)
-        except OSError as error:
-            raise _explained(error, self.path) from error
-
-    def read_pid(self) -> int | None:
-        """Return the live holder's pid, or None. Reads only, and never disturbs a starter."""
-        holder = find_holder(self.path)
-        return holder.pid if holder else None
-
-    def is_locked(self) -> bool:
-        """Tell whether a live process holds it."""
-        return find_holder(self.path) is not None
-
-    def i_am_locking(self) -> bool:
-        """Tell whether this process holds it, through whichever object."""
-        hold = self._own()
-        return hold is not None and hold.is_current()
-
-    def _own(self) -> Hold | None:
-        return self._hold if self._hold in _holds else _hold_of(self.path)
+# --- taking it ---------------------------------------------------------------------------------------------------
 
 
 def take(path: str, timeout: float | None) -> Hold:
     """Publish the file, locked and naming the caller, which is to keep or to hand on what it gets."""
+    from lockfile import LockTimeout  # noqa: PLC0415 - see above
+
+    from daemonkit.errors import AlreadyRunningError  # noqa: PLC0415 - see above
+
     _process.reap()
     deadline = time.monotonic() + (math.inf if timeout is None else timeout)
     while True:
@@ -459,6 +378,26 @@ def _take_now(path: str) -> Hold:
                 raise _held(path, holder) from error
         raise _explained(error, path) from error
     return hold
+
+
+def keep(hold: Hold) -> None:
+    """Let this process hold it until it is released, or the process ends."""
+    _set_record(hold.fd, fcntl.F_WRLCK, hold.owner)
+    _hook_fork()
+    _holds.add(hold)
+
+
+def own(path: str, likely: Hold | None) -> Hold | None:
+    """Return the hold that this process has on a pidfile: the likely one if it still is, else whichever there is."""
+    return likely if likely in _holds else _hold_of(path)
+
+
+def remove_stale(path: str) -> None:
+    """Remove the file if nobody holds it; AlreadyRunningError against a live holder."""
+    try:
+        _remove_stale(path)
+    except OSError as error:
+        raise _explained(error, path) from error
 
 
 _hooked = False

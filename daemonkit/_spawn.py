@@ -23,9 +23,10 @@ from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 from daemonkit import _command, _pidfile, _process, _stdio, _users
 from daemonkit._constants import DEVNULL, INHERIT, PIPE, STDOUT
 from daemonkit._handle import DetachedProcess
-from daemonkit._pidfile import Hold, PidFile
+from daemonkit._lock import PidFile
 
 if TYPE_CHECKING:
+    from daemonkit._pidfile import Hold
     from daemonkit._stdio import Path, Source, StreamOption
 
 _RESET: Final = frozenset(map(int, signal.valid_signals())) - {signal.SIGKILL, signal.SIGSTOP}

@@ -65,7 +65,7 @@ def test_the_readmes_first_transcript_is_what_a_shell_shows(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "name", ["_control", "_detach", "_handle", "_pidfile", "_policy", "_spawn", "_supervise", "errors"]
+    "name", ["_control", "_detach", "_handle", "_lock", "_policy", "_spawn", "_supervise", "errors"]
 )
 def test_examples_in_docstrings(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -10,6 +10,7 @@ found by the same means.
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import errno
 import fcntl
@@ -404,7 +405,7 @@ class World:
         part = self.scenario.parts[self.contenders.index(me)]
         who = Identity(part.daemon_pid + len(self.contenders), me.who.started)
         child = Contender(self, who, me.group, daemon, part.daemon_dies, part.orphan, parent=me)
-        child.holds = {dataclasses.replace(hold) for hold in me.holds}
+        child.holds = {copy.copy(hold) for hold in me.holds}
         for owners in self.owners.values():
             if me in owners:
                 owners.add(child)

@@ -1,0 +1,7 @@
+"""`python -m daemonkit`."""
+
+import sys
+
+from daemonkit.cli import main
+
+sys.exit(main())

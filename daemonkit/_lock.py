@@ -1,0 +1,105 @@
+"""`PidFile`: the pidfile as lockfile has it."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import TYPE_CHECKING, Final, Self
+
+from lockfile import NotLocked, NotMyLock
+from lockfile.pidlockfile import PIDLockFile
+
+from daemonkit import _pidfile, _process
+
+if TYPE_CHECKING:
+    from daemonkit._pidfile import Hold
+
+_AS_BUILT: Final = -math.inf  # no timeout was given to acquire(): the one that the object was made with
+
+
+class PidFile(PIDLockFile):
+    """A pidfile held by a kernel lock that ends with its process, however that process dies.
+
+    Usable wherever a `lockfile.pidlockfile.PIDLockFile` is: `acquire`, `release`, `is_locked`, `i_am_locking`,
+    `read_pid`, `break_lock`, ``DaemonContext(pidfile=...)``, and as a context manager. The path is made absolute
+    at once. While it is held the file has the holder's pid and a newline, mode 0o644. A forked child neither
+    keeps the lock nor removes the file. `timeout` is what `acquire` waits for, in seconds: None for ever, more
+    than 0 that long, else not at all. Locks are Linux's open file description locks; see fcntl(2).
+
+    >>> lock = PidFile("app.pid")
+    >>> with lock:
+    ...     lock.read_pid() == os.getpid()
+    True
+    >>> print(lock.read_pid())
+    None
+    """
+
+    path: str
+    timeout: float | None
+
+    def __init__(
+        self, path: str | bytes | os.PathLike[str], timeout: float | None = 0, *, threaded: bool = False
+    ) -> None:
+        """Name the file; nothing is opened yet. `threaded` is lockfile's, and without effect there too."""
+        _process.check_seconds("timeout", timeout)
+        if not path or "\0" in os.fsdecode(path):
+            raise ValueError(f"pidfile: {path!r} is no path")
+        super().__init__(os.path.abspath(os.fsdecode(path)), threaded, timeout)
+        self._hold: Hold | None = None
+
+    def __enter__(self) -> Self:
+        """Acquire it."""
+        self.acquire()
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        """Release it, if it is still this process's: not in a forked child, nor after `break_lock`."""
+        if self._own():
+            self.release()
+
+    def acquire(self, timeout: float | None = _AS_BUILT) -> None:
+        """Take the lock and publish this process's pid.
+
+        `timeout` in seconds, by default the object's. Raises AlreadyRunningError, or `lockfile.LockTimeout` where
+        it was to wait; OSError, with the path, for a file or directory that can't be used.
+        """
+        hold = _pidfile.take(self.path, self.timeout if timeout == _AS_BUILT else timeout)
+        _pidfile.keep(hold)
+        self._hold = hold
+
+    def release(self) -> None:
+        """Free the file; raises `lockfile.NotLocked` or `lockfile.NotMyLock` if this process does not hold it.
+
+        It is removed; where the directory is not writable any more (privileges were dropped), emptied. It works
+        also after a chroot, and after a chdir.
+        """
+        if hold := self._own():
+            hold.release()
+        elif self.is_locked():
+            raise NotMyLock(f"{self.path} is held, but not by this process")
+        else:
+            raise NotLocked(f"{self.path} is not held")
+
+    def break_lock(self) -> None:
+        """Free this process's own lock, or remove a stale file; AlreadyRunningError against a live holder."""
+        if hold := self._own():
+            hold.release()
+            return
+        _pidfile.remove_stale(self.path)
+
+    def read_pid(self) -> int | None:
+        """Return the live holder's pid, or None. Reads only, and never disturbs a starter."""
+        holder = _pidfile.find_holder(self.path)
+        return holder.pid if holder else None
+
+    def is_locked(self) -> bool:
+        """Tell whether a live process holds it."""
+        return _pidfile.find_holder(self.path) is not None
+
+    def i_am_locking(self) -> bool:
+        """Tell whether this process holds it, through whichever object."""
+        hold = self._own()
+        return hold is not None and hold.is_current()
+
+    def _own(self) -> Hold | None:
+        return _pidfile.own(self.path, self._hold)

@@ -1,0 +1,232 @@
+"""What is done to apps: `daemonkit start`, `run`, `spawn`, `stop`, `restart`, `reload`, `delete`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from daemonkit.cli import _app, _say
+from daemonkit.cli._app import App
+from daemonkit.cli._options import settings_of
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
+
+    from daemonkit.cli._app import Settings
+
+_INTERRUPTED: Final = 130  # as a shell has it: 128 + SIGINT
+_LAST_LINES: Final = 10
+_LOOK: Final = 0.1  # seconds between looks at a file that tells no one when it changes
+_MARGIN: Final = 5.0  # seconds that a supervisor has beyond its instances' stop timeout
+_OWN: Final = "daemonkit: "
+"""What the supervisor's own lines in a log begin with."""
+
+
+def start(options: argparse.Namespace) -> int:
+    app = App(options.name)
+    settings = settings_of(options)
+    if options.command:
+        settings.setdefault("cwd", os.getcwd())
+    else:
+        settings = app.settings() | settings
+    return _launch(app, settings)
+
+
+def _launch(app: App, settings: Settings) -> int:
+    """Start it in a child of this process, which becomes the caller of a daemon; return the child's exit status."""
+    from daemonkit import _fork
+
+    _app.make_home()
+    sys.stdout.flush()
+    with _say.progress(f"starting {app.name}"):
+        child = _fork.fork_child(lambda: _become(app, settings))
+        try:
+            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        except KeyboardInterrupt:
+            os.waitpid(child, 0)  # which has had it too, and ends what it had begun
+            _say.say(f"interrupted; {app.name} {'runs' if app.holder() else 'was not started'}")
+            return _INTERRUPTED
+    if status == 0:
+        _tell(app)
+    return status
+
+
+def _tell(app: App) -> None:
+    report = app.report()
+    if report["pid"]:
+        print(f"{app.name}: {_app.up_of(report)} up, pid {report['pid']}")
+    else:
+        print(f"{app.name}: done")
+
+
+def _become(app: App, settings: Settings) -> NoReturn:
+    """In the child: become the app's supervisor, or say why not; does not return."""
+    from daemonkit import STDOUT, AlreadyRunningError, StartError, detached
+
+    log = settings.get("log") or app.default_log
+    begin = _app.size_of(log)
+    status = 1
+    try:
+        with detached(
+            pidfile=app.pidfile,
+            stdout=log,
+            stderr=STDOUT,
+            working_directory=settings.get("cwd", "/"),
+            detach_process=True,
+            wait_ready=True,
+        ) as context:
+            status = _supervise(settings, context, app, log, lambda: _last_lines(log, begin))
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else 1
+    except AlreadyRunningError as error:
+        pid = app.settled_pid() or error.pid
+        _say.say(f"{app.name} runs already, as process {pid}; stop it first: daemonkit stop {app.name}")
+    except StartError as error:
+        # The supervisor's SystemExit, as it is at the end of its traceback: the program's last lines, and the cause.
+        *lines, cause = error.traceback.partition("SystemExit: ")[2].rstrip().splitlines() or [str(error)]
+        sys.stderr.writelines(f"{line}\n" for line in lines)
+        _say.say(f"{app.name} did not start: {cause}; see {log}")
+    except KeyboardInterrupt:
+        status = _INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - one line for whatever it is
+        _say.say(_say.in_one_line(error))
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    os._exit(status)
+
+
+def _supervise(
+    settings: Settings,
+    context: Any,  # noqa: ANN401 - a DetachedContext
+    app: App | None,
+    log: str | None,
+    last_lines: Callable[[], list[str]] = list,
+) -> int:
+    import logging
+
+    from daemonkit import STDOUT
+    from daemonkit.cli import _keep
+
+    rotates = log and settings.get("log_max_bytes") and "stdout" not in settings
+    if rotates:
+        import logging.handlers
+
+        settings_now = {**settings, "stdout": log, "stderr": settings.get("stderr", STDOUT)}
+        handler: logging.Handler = logging.handlers.WatchedFileHandler(str(log))
+    else:
+        settings_now, handler = settings, logging.StreamHandler()
+    logging.basicConfig(level=logging.INFO, format=f"{_OWN}%(asctime)s %(message)s", handlers=[handler])
+    try:
+        return _keep.run(settings_now, context, app, last_lines)
+    except Exception as error:
+        raise SystemExit(_say.in_one_line(error)) from error
+
+
+def run(options: argparse.Namespace) -> int:
+    from daemonkit import detached
+
+    settings = settings_of(options)
+    directory = settings.get("cwd") or os.getcwd()
+    log = settings.get("log")
+    try:
+        with detached(
+            detach_process=False, wait_ready=True, stdout=log, stderr=log, working_directory=directory
+        ) as context:
+            return _supervise(settings, context, None, log)
+    except SystemExit as error:
+        if isinstance(error.code, str):
+            raise _say.Failure(error.code) from error
+        raise
+
+
+def spawn(options: argparse.Namespace) -> int:
+    from daemonkit import STDOUT, spawn_detached
+
+    process = spawn_detached(options.command, stdout=options.log, stderr=STDOUT, pidfile=options.pidfile)
+    print(process.pid)
+    return 0
+
+
+def _stop(app: App) -> int:
+    from daemonkit import NotRunningError, stop
+
+    timeout = 10.0
+    with contextlib.suppress(LookupError, ValueError):
+        timeout = float(app.settings().get("stop_timeout", timeout))
+    try:
+        with _say.progress(f"stopping {app.name}"):
+            stop(app.pidfile, timeout + _MARGIN)
+    except NotRunningError:
+        app.must_be_known()
+    return 0
+
+
+def _restart(app: App) -> int:
+    settings = app.settings()
+    return _stop(app) or _launch(app, settings)
+
+
+def _delete(app: App) -> int:
+    app.must_be_known()
+    _stop(app)
+    app.forget()
+    return 0
+
+
+def _reload(app: App) -> int:
+    """Restart its instances one at a time; return once that is done."""
+    from daemonkit import attach, send_signal
+
+    app.must_be_known()
+    if not app.holder():
+        raise _say.Failure(f"{app.name} does not run; start it with: daemonkit start {app.name}")
+    before, failed = set(app.up_pids()), app.reloads_failed()
+    process = attach(app.pidfile)
+    send_signal(app.pidfile, signal.SIGHUP)
+    with _say.progress(f"reloading {app.name}"):
+        while app.reloads_failed() == failed:
+            now = app.up_pids()
+            if before.isdisjoint(now) and (now or not before):
+                return 0
+            if process.wait_for_end(_LOOK):
+                raise _say.Failure(f"{app.name} ended during the reload; see {app.log()}")
+    raise _say.Failure(
+        f"{app.name} was not reloaded: a new run did not come up, and the old one stays; see {app.log()}"
+    )
+
+
+_VERBS: Final = {"stop": _stop, "restart": _restart, "reload": _reload, "delete": _delete}
+
+
+def each(options: argparse.Namespace) -> int:
+    """Do it to each app that was named; return the worst status."""
+    if bool(options.names) == options.all:
+        raise _say.Usage("give the names of apps, or --all")
+    do, worst = _VERBS[options.verb], 0
+    for app in _app.apps() if options.all else [App(name) for name in options.names]:
+        try:
+            worst = max(worst, do(app))
+        except KeyboardInterrupt:
+            _say.say(f"interrupted; {app.name} {'runs' if app.holder() else 'does not run'}")
+            return _INTERRUPTED
+        except Exception as error:
+            if options.debug:
+                raise
+            _say.say(_say.in_one_line(error))
+            worst = 1
+    return worst
+
+
+def _last_lines(path: str, begin: int) -> list[str]:
+    """Return the last lines that the program itself has written since `begin`."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(begin)
+            text = file.read().decode(errors="backslashreplace")
+    except OSError:
+        return []
+    return [line for line in text.splitlines() if not line.startswith(_OWN)][-_LAST_LINES:]

@@ -1,0 +1,138 @@
+"""What an app's supervisor does: it keeps the program running, and its state file true."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from typing import TYPE_CHECKING, Any, Final
+
+from daemonkit import _process
+from daemonkit._policy import Backoff
+from daemonkit._supervise import supervise
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from daemonkit._detach import DetachedContext
+    from daemonkit._supervise import Event, Summary
+    from daemonkit.cli._app import App, Settings
+
+_logger = logging.getLogger("daemonkit")
+
+
+class Journal:
+    """Follows the events of a supervisor: who is up, and whether the start has failed."""
+
+    def __init__(self, count: int, *, tolerant: frozenset[int]) -> None:
+        """Expect `count` instances; `tolerant` are the statuses that are no failure at the start."""
+        me = _process.identity()
+        self.instances: list[dict[str, Any]] = [{"up": [], "starts": 0, "done": False} for _ in range(count)]
+        self.state: dict[str, Any] = {
+            "supervisor": [me.pid, me.started],
+            "ready": False,
+            "instances": self.instances,
+            "reloads_failed": 0,
+        }
+        self._tolerant = tolerant
+        self.failure: str | None = None
+        """What went wrong before all were up."""
+
+    def take(self, event: Event) -> None:
+        """Take note of an event."""
+        one = self.instances[event.instance]
+        match event.kind:
+            case "start":
+                one["starts"] += 1
+            case "ready":
+                one["up"].append(event.pid)
+            case "exit":
+                self._ended(one, event)
+            case "reload-failed":
+                self.state["reloads_failed"] += 1
+
+    def _ended(self, one: dict[str, Any], event: Event) -> None:
+        if event.pid in one["up"]:
+            one["up"].remove(event.pid)
+        elif event.exitcode in self._tolerant:
+            one["done"] = True
+        elif not self.state["ready"] and not self.failure:
+            code = event.exitcode or 0
+            how = f"with status {code}" if code >= 0 else f"by {_process.signal_name(-code)}"
+            self.failure = f"instance {event.instance} ended {how} before it was up"
+
+    @property
+    def all_up(self) -> bool:
+        """Whether each instance is up, or has done what it was to do."""
+        return all(one["up"] or one["done"] for one in self.instances)
+
+    def close(self, summary: Summary) -> None:
+        """Take note of the end."""
+        self.state["exitcode"] = summary.exitcode
+        for one, record in zip(self.instances, summary.instances, strict=True):
+            one["up"], one["starts"] = [], record.starts
+
+
+def run(settings: Settings, context: DetachedContext, app: App | None, last_lines: Callable[[], list[str]]) -> int:
+    """Supervise what the settings say, in the process that is to do so; return its exit status.
+
+    With `app` the start counts as failed if an instance ends badly before all are up: SystemExit, with the program's
+    `last_lines`, taken before it is restarted, and the reason.
+    """
+    options = _options(settings)
+    count = len(os.sched_getaffinity(0)) if settings.get("instances") == "auto" else settings.get("instances", 1)
+    tolerant = () if settings.get("restart") == "always" else settings.get("success_codes", (0,))
+    journal = Journal(count, tolerant=frozenset(tolerant))
+
+    lines: list[str] = []
+
+    def on_event(event: Event) -> None:
+        journal.take(event)
+        if app and journal.failure:
+            lines.extend(last_lines() if not lines else ())
+            os.kill(os.getpid(), signal.SIGTERM)
+        elif journal.all_up and not journal.state["ready"]:
+            _count_as_up(journal, settings, context, app)
+        _write_state(journal, app)
+
+    os.environ.update(settings.get("env", {}))
+    summary = supervise(settings["command"], on_event=on_event, **options)
+    journal.close(summary)
+    _write_state(journal, app)
+    if app and journal.failure:
+        app.forget_state()
+        raise SystemExit("\n".join([*lines, journal.failure]))
+    return summary.exitcode
+
+
+def _count_as_up(journal: Journal, settings: Settings, context: DetachedContext, app: App | None) -> None:
+    if app:
+        try:
+            app.save(settings)
+        except OSError as error:
+            journal.failure = f"{error.filename or app.name} can't be written: {error.strerror}"
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+    journal.state["ready"] = True
+    context.ready(f"{len(journal.instances)} up")
+
+
+def _write_state(journal: Journal, app: App | None) -> None:
+    if app:
+        try:
+            app.write_state(journal.state)
+        except OSError as error:  # a full disk, for one: the app runs on, and what is told of it is old
+            _logger.warning("the state of %s can't be written: %s", app.name, error)
+
+
+_NOT_OPTIONS: Final = frozenset({"command", "env", "log", "cwd"})
+
+
+def _options(settings: Settings) -> dict[str, Any]:
+    """Return the settings as `supervise` takes them."""
+    options = {name: value for name, value in settings.items() if name not in _NOT_OPTIONS}
+    if backoff := options.get("backoff"):
+        options["backoff"] = Backoff(*backoff)
+    if stop_signal := options.get("stop_signal"):
+        options["stop_signal"] = signal.Signals[stop_signal]
+    return options

@@ -1,0 +1,133 @@
+"""The options of `daemonkit start` and `run`: every argument of `supervise`, under its name with dashes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from daemonkit.cli._app import Settings
+
+
+def _instances(text: str) -> int | str:
+    return text if text == "auto" else int(text)
+
+
+def _size(text: str) -> int:
+    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+    return int(text[:-1]) * units[text[-1].upper()] if text[-1:].upper() in units else int(text)
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def _backoff(text: str) -> list[float]:
+    parts = [float(part) for part in text.split(",")]
+    if len(parts) > 3:
+        raise ValueError
+    return parts
+
+
+def _signal(text: str) -> str:
+    return signal.Signals(int(text)).name if text.isdigit() else signal.Signals[f"SIG{text.removeprefix('SIG')}"].name
+
+
+def _user(text: str) -> int | str:
+    return int(text) if text.isdigit() else text
+
+
+def _octal(text: str) -> int:
+    return int(text, 8)
+
+
+def _path(text: str) -> str:
+    return os.path.abspath(text)
+
+
+def _listen(text: str) -> str:
+    return f"unix:{os.path.abspath(text.removeprefix('unix:'))}" if text.startswith("unix:") else text
+
+
+def _variable(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise ValueError
+    return name, value
+
+
+class Option(NamedTuple):
+    flags: str
+    what: str
+    parse: Callable[[str], object] | None = str
+    metavar: str | None = None
+    choices: tuple[str, ...] | None = None
+    several: bool = False
+
+
+OPTIONS: Final = (
+    Option("-i --instances", 'how many at once, or "auto": one per usable CPU (1)', _instances, "N"),
+    Option("--restart", "when to start it again (on-failure)", choices=("always", "on-failure", "never")),
+    Option("--success-codes", "exit statuses that are no failure (0)", _numbers, "N,N"),
+    Option("--backoff", "seconds before restarts in a row (0.1,2,30)", _backoff, "INITIAL,FACTOR,MAXIMUM"),
+    Option("--min-uptime", "seconds after which a run was a good one (1)", float, "S"),
+    Option("--max-restarts", "restarts in a row before it is given up (no limit)", int, "N"),
+    Option("--stop-signal", "what asks it to end (SIGTERM)", _signal, "SIG"),
+    Option("--stop-timeout", "seconds until SIGKILL (10)", float, "S"),
+    Option("--wait-ready", "it is up when it sends READY=1 to $NOTIFY_SOCKET", None),
+    Option("--start-timeout", "seconds that may take (30)", float, "S"),
+    Option("--watchdog", "seconds within which it must send WATCHDOG=1", float, "S"),
+    Option("--max-memory", "bytes above which it is replaced; 200M", _size, "BYTES"),
+    Option("--cpu-affinity", "bind instance i to CPU i mod n", choices=("spread",)),
+    Option(
+        "--listen", "a socket for all instances: HOST:PORT or unix:PATH; several times", _listen, "ADDR", several=True
+    ),
+    Option("--cwd", "its directory (this one)", _path, "D"),
+    Option("--env", "a variable of its environment; several times", _variable, "K=V", several=True),
+    Option("--user", "who it runs as", _user, "U"),
+    Option("--group", "its group", _user, "G"),
+    Option("--umask", "octal", _octal, "MASK"),
+    Option("--stdin", "a file that it reads", _path, "F"),
+    Option("--stdout", "a file instead of the log; {instance} is the number", _path, "F"),
+    Option("--stderr", "the same", _path, "F"),
+    Option("--log", "its log (NAME.log)", _path, "F"),
+    Option("--log-max-bytes", "rotate the log by size; 10M", _size, "BYTES"),
+    Option("--log-backups", "old logs to keep (5)", int, "N"),
+)
+
+
+def typed(parse: Callable[[str], object], metavar: str | None) -> Callable[[str], object]:
+    def convert(text: str) -> object:
+        try:
+            return parse(text)
+        except (ValueError, KeyError) as error:
+            raise argparse.ArgumentTypeError(f"{text!r} is no {metavar}") from error
+
+    return convert
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    for flags, what, parse, metavar, choices, several in OPTIONS:
+        names = flags.split()
+        if parse is None:
+            parser.add_argument(*names, help=what, action="store_const", const=True)
+        elif choices:
+            parser.add_argument(*names, help=what, choices=choices)
+        else:
+            action = "append" if several else "store"
+            parser.add_argument(*names, help=what, type=typed(parse, metavar), metavar=metavar, action=action)
+
+
+def settings_of(options: argparse.Namespace) -> Settings:
+    """Return what was asked for, by the names of `supervise`'s arguments."""
+    names = [flags.split()[-1].removeprefix("--").replace("-", "_") for flags, *_ in OPTIONS]
+    settings = {name: value for name in names if (value := getattr(options, name)) is not None}
+    if "env" in settings:
+        settings["env"] = dict(settings["env"])
+    if options.command:
+        settings["command"] = options.command
+    return settings

@@ -1,0 +1,145 @@
+"""How the apps are: `daemonkit ls`, `status` and `top`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+from daemonkit.cli import _app, _say
+from daemonkit.cli._app import App
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
+
+_NOT_RUNNING: Final = 3
+_TOP_EVERY: Final = 1.0  # seconds
+
+
+def ls(options: argparse.Namespace) -> int:
+    _show([_report(app, usage=_is_shown(options)) for app in _app.apps()], as_json=options.json)
+    return 0
+
+
+def status(options: argparse.Namespace) -> int:
+    app = App(options.name)
+    if not app.is_known:
+        _say.say(f"there is no app {app.name}")
+        return _NOT_RUNNING
+    report = _report(app, usage=_is_shown(options))
+    if options.json:
+        print(json.dumps(report))
+    else:
+        _show([report], as_json=False)
+    return 0 if report["pid"] else _NOT_RUNNING
+
+
+def _report(app: App, *, usage: bool) -> dict[str, Any]:
+    report = app.report() | {"cpu": None, "memory": None}
+    if usage and report["pid"] and (found := _usage(report["pid"])):
+        report["cpu"], report["memory"] = found
+    return report
+
+
+def _is_shown(options: argparse.Namespace) -> bool:
+    """Tell whether cpu and memory are worth what they cost: for a person and in JSON, not in a pipe."""
+    return options.json or sys.stdout.isatty()
+
+
+def _usage(pid: int) -> tuple[float, int] | None:
+    """Return what the supervisor and its instances use: percent of a CPU since they started, and bytes."""
+    try:
+        import psutil  # the extra "cli"
+    except ImportError:
+        return None
+    import time
+
+    try:
+        root = psutil.Process(pid)
+        cpu, memory = 0.0, 0
+        for process in (root, *root.children(recursive=True)):
+            with contextlib.suppress(psutil.Error), process.oneshot():
+                spent = process.cpu_times()
+                cpu += 100 * (spent.user + spent.system) / max(time.time() - process.create_time(), 0.1)
+                memory += process.memory_info().rss
+    except psutil.Error:
+        return None
+    return round(cpu, 1), memory
+
+
+_COLUMNS: Final = ("name", "state", "up", "pid", "restarts", "uptime", "cpu", "memory")
+
+
+def _show(reports: list[dict[str, Any]], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(reports))
+        return
+    rows = [_cells(report) for report in reports]
+    if sys.stdout.isatty() and (table := _rich_table(rows)):
+        table()
+        return
+    widths = [max(len(row[i]) for row in (_COLUMNS, *rows)) for i in range(len(_COLUMNS))]
+    for row in (tuple(name.upper() for name in _COLUMNS), *rows):
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _cells(report: dict[str, Any]) -> tuple[str, ...]:
+    memory = report["memory"]
+    return (
+        report["name"],
+        report["state"],
+        _app.up_of(report),
+        str(report["pid"] or "-"),
+        str(report["restarts"]),
+        _duration(report["uptime"]),
+        "-" if report["cpu"] is None else f"{report['cpu']:.1f} %",
+        "-" if memory is None else f"{memory / (1 << 20):.1f} MiB",
+    )
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+_COLOURS: Final = {"running": "green", "starting": "yellow", "failed": "red"}
+
+
+def _rich_table(rows: list[tuple[str, ...]]) -> Callable[[], None] | None:
+    """Return what prints the table in colour; None without the extra "cli"."""
+    try:
+        from rich.console import Console
+    except ImportError:
+        return None
+    return lambda: Console().print(_table(rows))
+
+
+def _table(rows: list[tuple[str, ...]]) -> Any:  # noqa: ANN401 - rich's Table
+    from rich.table import Table
+
+    table = Table(*_COLUMNS, box=None, header_style="bold", pad_edge=False)
+    for row in rows:
+        table.add_row(*row, style=_COLOURS.get(row[1]))
+    return table
+
+
+def top(_options: argparse.Namespace) -> int:
+    try:
+        import psutil  # noqa: F401 - without it there is nothing to show
+        from rich.live import Live
+    except ImportError:
+        raise _say.Failure("top needs more than the base install: pip install 'daemonkit[cli]'") from None
+    import threading
+
+    done = threading.Event()
+    with contextlib.suppress(KeyboardInterrupt), Live(auto_refresh=False, screen=sys.stdout.isatty()) as live:
+        while True:
+            live.update(_table([_cells(_report(app, usage=True)) for app in _app.apps()]), refresh=True)
+            done.wait(_TOP_EVERY)
+    return 0

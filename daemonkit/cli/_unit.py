@@ -1,0 +1,61 @@
+"""An app as a unit of systemd: `daemonkit unit`."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Final
+
+from daemonkit.cli._app import App
+from daemonkit.cli._options import OPTIONS
+
+if TYPE_CHECKING:
+    import argparse
+
+    from daemonkit.cli._app import Settings
+
+_MARGIN: Final = 5.0  # seconds that a supervisor has beyond its instances' stop timeout
+
+
+def unit(options: argparse.Namespace) -> int:
+    app = App(options.name)
+    print(unit_of(app.name, app.settings()), end="")
+    return 0
+
+
+def unit_of(name: str, settings: Settings) -> str:
+    """Return a systemd unit that runs the same app: systemd.service(5)."""
+    arguments = [sys.executable, "-m", "daemonkit", "run"]
+    for flags, _, parse, _, _, several in OPTIONS:
+        option = flags.split()[-1]
+        key = option.removeprefix("--").replace("-", "_")
+        if key not in settings or key in {"cwd", "env"}:
+            continue
+        if parse is None:
+            arguments.append(option)
+        else:
+            values = settings[key] if several else [settings[key]]
+            arguments += [f"{option}={_written(key, value)}" for value in values]
+    arguments += ["--", *settings["command"]]
+    environment = "".join(
+        f"Environment={_quoted(f'{key}={value}')}\n" for key, value in settings.get("env", {}).items()
+    )
+    stop_timeout = float(settings.get("stop_timeout", 10.0)) + _MARGIN
+    return (
+        f"[Unit]\nDescription={name}, kept running by daemonkit\nAfter=network.target\n\n"
+        f"[Service]\nType=notify\nExecStart={' '.join(map(_quoted, arguments))}\nExecReload=kill -HUP $MAINPID\n"
+        f"WorkingDirectory={settings.get('cwd', '/').replace('%', '%%')}\n{environment}"
+        f"KillMode=mixed\nTimeoutStopSec={stop_timeout:g}\nRestart=on-failure\n\n"
+        "[Install]\nWantedBy=multi-user.target\n"
+    )
+
+
+def _written(key: str, value: object) -> str:
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return f"{value:o}" if key == "umask" else str(value)
+
+
+def _quoted(text: str) -> str:
+    """Quote a word of a unit: systemd.syntax(7), and $ and % as in systemd.service(5) and systemd.unit(5)."""
+    text = text.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$").replace("\n", "\\n")
+    return text if text and not set(text) & set(" \t'\";\\") else f'"{text}"'

@@ -1,0 +1,614 @@
+"""The `daemonkit` command, driven as a person or a script does."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lockfile
+import pytest
+from harness import PATIENCE, Terminal, alive, eventually
+
+import daemonkit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+COMMAND = [sys.executable, "-m", "daemonkit"]
+FIELDS = ["name", "state", "up", "wanted", "pid", "restarts", "uptime", "cpu", "memory"]
+QUICK = ["--min-uptime", "0.05"]
+"""An app counts as up soon."""
+
+
+class Shell:
+    """Somebody with a home for apps of their own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.home = folder / "home"
+        self.environment = {**os.environ, "DAEMONKIT_HOME": str(self.home)}
+
+    def __call__(self, *arguments: object, status: int | None = 0, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Type a command."""
+        done = subprocess.run(
+            [*COMMAND, *map(str, arguments)],
+            **{"cwd": self.folder, "env": self.environment, "stdin": subprocess.DEVNULL, **options},
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        assert status is None or done.returncode == status, (done.returncode, done.stdout, done.stderr)
+        assert "Traceback" not in done.stdout + done.stderr
+        return done
+
+    def start(self, name: str, *options: object, command: tuple[object, ...] = ("sleep", "1000"), **more: Any) -> None:
+        self("start", name, *QUICK, *options, "--", *command, **more)
+
+    def report(self, name: str) -> dict[str, Any]:
+        report: dict[str, Any] = json.loads(self("status", name, "--json", status=None).stdout)
+        return report
+
+    def state(self, name: str) -> dict[str, Any]:
+        state: dict[str, Any] = json.loads((self.home / f"{name}.state").read_text())
+        return state
+
+    def instances(self, name: str) -> list[int]:
+        return [pid for one in self.state(name)["instances"] for pid in one["up"]]
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Iterator[Shell]:
+    shell = Shell(tmp_path)
+    yield shell
+    for pidfile in shell.home.glob("*.pid"):
+        with contextlib.suppress(daemonkit.NotRunningError, OSError):
+            daemonkit.stop(pidfile)
+
+
+def one_line(text: str) -> str:
+    """Return the only line, which is the command's own."""
+    assert text.startswith("daemonkit: ") and text.count("\n") == 1, text
+    return text
+
+
+# --- start, stop and what is between ------------------------------------------------------------------------------
+
+
+def test_an_app_from_start_to_delete(shell: Shell) -> None:
+    shell.start("web", "-i", 3)
+    report = shell.report("web")
+    assert list(report) == FIELDS
+    assert (report["state"], report["up"], report["wanted"], report["restarts"]) == ("running", 3, 3, 0)
+    assert alive(report["pid"]) and report["pid"] == int((shell.home / "web.pid").read_text())
+    assert 0 <= report["uptime"] < PATIENCE
+    assert json.loads(shell("ls", "--json").stdout)[0]["pid"] == report["pid"]
+    instances = shell.instances("web")
+    assert len(instances) == 3 and all(map(alive, instances))
+    shell("stop", "web")
+    assert not any(map(alive, [report["pid"], *instances]))
+    stopped = shell.report("web")
+    assert (stopped["state"], stopped["up"], stopped["pid"], stopped["uptime"]) == ("stopped", 0, None, None)
+    shell("stop", "web")
+    shell("start", "web")
+    assert shell.report("web")["up"] == 3
+    shell("delete", "web")
+    assert list(shell.home.iterdir()) == []
+    assert json.loads(shell("ls", "--json").stdout) == []
+
+
+def test_all_that_it_has_is_private(shell: Shell) -> None:
+    shell.start("web", umask=0)
+    assert shell.home.stat().st_mode & 0o777 == 0o700
+    for path in shell.home.iterdir():
+        assert path.stat().st_mode & 0o022 == 0, path
+
+
+def test_an_instance_that_is_killed_is_restarted_and_counted(shell: Shell) -> None:
+    shell.start("web", "-i", 2, "--restart", "always")
+    os.kill(shell.instances("web")[0], signal.SIGKILL)
+    eventually(lambda: shell.report("web")["restarts"] == 1 and shell.report("web")["up"] == 2)
+
+
+def test_a_second_start_of_a_name_says_who_runs_it_and_changes_nothing(shell: Shell) -> None:
+    shell.start("web")
+    before = (shell.home / "web.json").read_text()
+    done = shell("start", "web", *QUICK, "--", "sleep", "7", status=1)
+    assert str(shell.report("web")["pid"]) in one_line(done.stderr)
+    assert (shell.home / "web.json").read_text() == before
+
+
+def test_of_two_starts_at_once_one_wins_and_the_other_says_who_did(shell: Shell) -> None:
+    command = [*COMMAND, "start", "web", *QUICK, "--", "sleep", "1000"]
+    both = [
+        subprocess.Popen(command, env=shell.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    said = [process.communicate(timeout=PATIENCE)[1] for process in both]
+    assert sorted(process.returncode for process in both) == [0, 1]
+    assert str(shell.report("web")["pid"]) in one_line("".join(said))
+
+
+def test_a_program_that_dies_at_its_start_is_told_with_its_last_lines(shell: Shell) -> None:
+    done = shell("start", "bad", "--", "sh", "-c", "echo begun; echo no database >&2; exit 3", status=1)
+    *program, own = done.stderr.splitlines(keepends=True)
+    assert program == ["begun\n", "no database\n"]
+    assert "bad" in one_line(own) and "status 3" in own and str(shell.home / "bad.log") in own
+    assert shell("status", "bad", status=3).stderr.count("\n") == 1
+    assert not (shell.home / "bad.pid").exists() and not (shell.home / "bad.json").exists()
+
+
+def test_a_start_that_fails_leaves_the_app_as_it_was_known(shell: Shell) -> None:
+    shell.start("web")
+    shell("stop", "web")
+    before = (shell.home / "web.json").read_text()
+    shell("start", "web", "--", "false", status=1)
+    assert (shell.home / "web.json").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (("start", "web", "--", "no-such-program"), "not found"),
+        (("start", "web", "--cwd", "/no/such", "--", "true"), "/no/such"),
+        (("start", "web", "--user", "nobody-like-this", "--", "true"), "nobody-like-this"),
+        (("start", "web", "--listen", "127.0.0.1:x", "--", "true"), "127.0.0.1:x"),
+        (("start", "web", "--log", "/no/such/log", "--", "true"), "/no/such/log"),
+        (("start", "web"), "no app web"),
+        (("stop", "web"), "no app web"),
+        (("restart", "web"), "no app web"),
+        (("reload", "web"), "no app web"),
+        (("delete", "web"), "no app web"),
+        (("logs", "web"), "no app web"),
+        (("unit", "web"), "no app web"),
+        (("start", "../web", "--", "true"), "no name"),
+        (("start", "", "--", "true"), "no name"),
+        (("stop", "a/b"), "no name"),
+        (("spawn", "--", "no-such-program"), "no-such-program"),
+        (("run", "--", "no-such-program"), "no-such-program"),
+    ],
+)
+def test_what_fails_is_one_line_and_status_1(shell: Shell, command: tuple[str, ...], said: str) -> None:
+    done = shell(*command, status=1)
+    assert said in one_line(done.stderr)
+    assert not list(shell.home.glob("*.json"))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        (),
+        ("no-such-command",),
+        ("start",),
+        ("start", "web", "--no-such-option"),
+        ("start", "web", "-i", "many", "--", "true"),
+        ("start", "web", "--restart", "sometimes", "--", "true"),
+        ("start", "web", "--env", "novalue", "--", "true"),
+        ("start", "web", "--"),
+        ("start", "web", "python", "x.py"),
+        ("run",),
+        ("spawn",),
+        ("stop",),
+        ("stop", "web", "--all"),
+        ("ls", "--", "true"),
+    ],
+)
+def test_usage_errors_are_status_2(shell: Shell, command: tuple[str, ...]) -> None:
+    assert "usage:" in shell(*command, status=2).stderr
+    assert not shell.home.exists()
+
+
+def test_status_of_what_does_not_run_or_exist_is_3(shell: Shell) -> None:
+    shell("status", "nope", status=3)
+    shell("status", "nope", "--json", status=3)
+    shell.start("web")
+    shell("status", "web")
+    shell("stop", "web")
+    shell("status", "web", status=3)
+
+
+def test_a_short_job_that_ends_well_counts_as_done(shell: Shell) -> None:
+    shell("start", "job", "--", "true")
+    assert shell.report("job")["state"] == "stopped"
+
+
+def test_a_supervisor_that_was_killed_is_stopped_whatever_the_state_says(shell: Shell) -> None:
+    shell.start("web", "-i", 2)
+    pid, instances = shell.report("web")["pid"], shell.instances("web")
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: not any(map(alive, [pid, *instances])))
+    assert shell.state("web")["instances"][0]["up"]
+    report = shell.report("web")
+    assert (report["state"], report["up"], report["pid"]) == ("stopped", 0, None)
+    shell("start", "web")
+    assert shell.report("web")["up"] == 2
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"instances": 5}', '{"instances": [{"up": 5}]}', "\0\xff"])
+def test_a_state_that_is_damaged_makes_no_wrong_statement(shell: Shell, text: str) -> None:
+    shell.start("web")
+    (shell.home / "web.state").write_text(text)
+    report = shell.report("web")
+    assert (report["state"], report["up"], report["wanted"]) == ("running", None, 1)
+    assert "?/1" in shell("ls").stdout
+
+
+def test_settings_that_are_damaged_are_told_and_can_be_given_anew(shell: Shell) -> None:
+    shell.start("web")
+    (shell.home / "web.json").write_text("{")
+    assert "damaged" in one_line(shell("restart", "web", status=1).stderr)
+    assert shell.report("web")["state"] == "running"
+    shell("stop", "web")
+    shell.start("web")
+
+
+def test_each_option_reaches_the_program(shell: Shell) -> None:
+    program = """if True:
+        import json, os, signal, socket
+        json.dump({
+            "cwd": os.getcwd(), "instance": os.environ["DAEMONKIT_INSTANCE"], "colour": os.environ["COLOUR"],
+            "umask": os.umask(0), "cpus": len(os.sched_getaffinity(0)),
+            "port": socket.socket(fileno=3).getsockname()[0],
+        }, open("facts.new", "w"))
+        os.rename("facts.new", "facts")
+        signal.pause()
+    """
+    (shell.folder / "there").mkdir()
+    shell.start(
+        "web", "--cwd", "there", "--env", "COLOUR=a=b c", "--umask", "027", "--cpu-affinity", "spread",
+        "--listen", "127.0.0.1:0", "--stop-signal", "INT", "--stop-timeout", "5", "--success-codes", "0,130",
+        "--backoff", "0.2,3", "--max-restarts", "4", "--max-memory", "1G", "--start-timeout", "9",
+        command=(sys.executable, "-c", program),
+    )  # fmt: skip
+    facts = json.loads(eventually((shell.folder / "there" / "facts").read_text))
+    assert facts == {
+        "cwd": str(shell.folder / "there"), "instance": "0", "colour": "a=b c", "umask": 0o027, "cpus": 1,
+        "port": "127.0.0.1",
+    }  # fmt: skip
+    shell("stop", "web")
+
+
+def test_restart_takes_todays_environment_and_the_variables_that_were_asked_for(shell: Shell) -> None:
+    command = ("sh", "-c", 'echo "$TODAY $ASKED" >>seen; exec sleep 1000')
+    shell.start("web", "--env", "ASKED=yes", command=command, env={**shell.environment, "TODAY": "monday"})
+    shell("restart", "web", env={**shell.environment, "TODAY": "tuesday"})
+    assert (shell.folder / "seen").read_text() == "monday yes\ntuesday yes\n"
+    shell("stop", "web")
+    shell("restart", "web")
+    assert shell.report("web")["state"] == "running"
+
+
+def test_a_command_and_a_directory_of_any_bytes_survive(shell: Shell) -> None:
+    folder = shell.folder / os.fsdecode(b"caf\xe9 $x %n")
+    folder.mkdir()
+    argument = os.fsdecode(b"\xff\"' \n$HOME")
+    shell.start("web", command=("sh", "-c", 'printf %s "$1" >>seen; exec sleep 1000', "sh", argument), cwd=folder)
+    shell("restart", "web")
+    assert (folder / "seen").read_bytes() == os.fsencode(argument) * 2
+
+
+# --- reload, logs -------------------------------------------------------------------------------------------------
+
+
+def test_reload_returns_once_each_instance_is_a_new_one(shell: Shell) -> None:
+    shell.start("web", "-i", 3)
+    before = set(shell.instances("web"))
+    shell("reload", "web")
+    after = set(shell.instances("web"))
+    assert len(after) == 3 and before.isdisjoint(after) and not any(map(alive, before))
+
+
+def test_a_reload_that_fails_says_so_and_the_old_run_stays(shell: Shell) -> None:
+    (shell.folder / "good").touch()
+    shell.start("web", command=("sh", "-c", "test -e good && exec sleep 1000; exit 5"))
+    before = shell.instances("web")
+    (shell.folder / "good").unlink()
+    assert "not reloaded" in one_line(shell("reload", "web", status=1).stderr)
+    assert shell.instances("web") == before and alive(before[0])
+
+
+def test_logs_shows_the_last_lines(shell: Shell) -> None:
+    shell.start("web", command=("sh", "-c", "for i in 1 2 3 4 5; do echo line $i; done; exec sleep 1000"))
+    shown = shell("logs", "web", "-n", 100).stdout
+    assert re.findall(r"^line \d$", shown, re.MULTILINE) == [f"line {i}" for i in range(1, 6)]
+    assert "has started" in shown and "is up" in shown
+    assert shell("logs", "web", "-n", 1).stdout == shown.splitlines(keepends=True)[-1]
+    assert shell("logs", "web", "-n", 0).stdout == ""
+
+
+@pytest.mark.parametrize("how", ["rotated", "truncated"])
+def test_logs_follows_across_rotation_and_truncation(shell: Shell, how: str) -> None:
+    log = shell.folder / "log"
+    shell.start("web", "--log", log)
+    command = [*COMMAND, "logs", "web", "-f", "-n", "0"]
+    follower = subprocess.Popen(command, env=shell.environment, stdout=subprocess.PIPE, bufsize=0)
+    assert follower.stdout
+    os.set_blocking(follower.stdout.fileno(), False)
+    seen = bytearray()
+
+    def arrives(line: str) -> bool:
+        seen.extend(follower.stdout.read() or b"")  # type: ignore[union-attr]  # it is a pipe
+        return line.encode() in seen
+
+    def add(line: str) -> None:
+        with log.open("a") as file:
+            file.write(f"{line}\n")
+
+    try:
+        eventually(lambda: [add("begin"), arrives("begin")][-1])
+        for number in range(60):
+            if number in {20, 40}:
+                eventually(lambda: arrives("line 39\n" if number == 40 else "line 19\n"))  # noqa: B023 - called at once
+                if how == "rotated":
+                    log.rename(shell.folder / f"log.{number}")
+                else:
+                    os.truncate(log, 0)
+                    add(f"anew {number}")
+                    eventually(lambda: arrives(f"anew {number}\n"))  # noqa: B023 - called at once
+            add(f"line {number}")
+        eventually(lambda: arrives("line 59\n"))
+    finally:
+        follower.send_signal(signal.SIGINT)
+        assert follower.wait(PATIENCE) == 0
+        follower.stdout.close()
+    assert re.findall(r"^line \d+$", seen.decode(), re.MULTILINE) == [f"line {number}" for number in range(60)]
+
+
+def test_a_log_with_a_limit_is_rotated_and_deleted_with_the_app(shell: Shell) -> None:
+    loop = "i=0; while [ $i -lt 2000 ]; do echo line $i; i=$((i+1)); done; exec sleep 1000"
+    shell.start("web", "--log-max-bytes", "4K", "--log-backups", 20, command=("sh", "-c", loop))
+    eventually(lambda: any("line 1999" in path.read_text() for path in shell.home.glob("web.log*")))
+    parts = list(shell.home.glob("web.log*"))
+    lines = [line for path in parts for line in path.read_text().splitlines() if line.startswith("line")]
+    assert len(parts) > 2 and sorted(lines) == sorted(f"line {i}" for i in range(2000))
+    shell("delete", "web")
+    assert list(shell.home.iterdir()) == []
+
+
+# --- the other commands -------------------------------------------------------------------------------------------
+
+
+def test_spawn_prints_the_pid_of_what_it_launched(shell: Shell) -> None:
+    done = shell("spawn", "--pidfile", "job.pid", "--log", "job.log", "--", "sh", "-c", "echo hello; exec sleep 1000")
+    pid = int(done.stdout)
+    assert alive(pid) and os.getsid(pid) == pid
+    eventually(lambda: (shell.folder / "job.log").read_text() == "hello\n")
+    assert str(pid) in one_line(shell("spawn", "--pidfile", "job.pid", "--", "true", status=1).stderr)
+    daemonkit.stop(shell.folder / "job.pid")
+
+
+def test_run_is_the_same_in_the_foreground(shell: Shell) -> None:
+    done = shell("run", *QUICK, "-i", 2, "--", "sh", "-c", "echo hello $DAEMONKIT_INSTANCE")
+    assert sorted(done.stdout.splitlines()) == ["hello 0", "hello 1"]
+    shell("run", "--restart", "never", "--", "sh", "-c", "exit 4", status=1)
+    process = subprocess.Popen(
+        [*COMMAND, "run", *QUICK, "--", "sleep", "1000"], stderr=subprocess.PIPE, text=True, cwd=shell.folder
+    )
+    assert process.stderr
+    for line in process.stderr:
+        if "is up" in line:
+            break
+    process.terminate()
+    assert process.wait(PATIENCE) == 0
+    process.stderr.close()
+    assert not shell.home.exists()
+
+
+def test_a_unit_that_systemd_accepts(shell: Shell) -> None:
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("systemd-analyze is not installed")
+    shell.start("web", "-i", 2, "--env", 'SAY=a "b" $c %d', "--umask", "027", "--max-memory", "1M")
+    unit = shell("unit", "web").stdout
+    path = shell.folder / "web.service"
+    path.write_text(unit)
+    done = subprocess.run(["systemd-analyze", "verify", path], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Type=notify" in unit and "--instances=2" in unit and "--umask=27" in unit
+
+
+def test_several_apps_at_once(shell: Shell) -> None:
+    for name in ("a", "b", "c"):
+        shell.start(name)
+    assert "no app x" in one_line(shell("stop", "a", "x", "b", status=1).stderr)
+    assert [one["state"] for one in json.loads(shell("ls", "--json").stdout)] == ["stopped", "stopped", "running"]
+    shell("restart", "--all")
+    assert {one["state"] for one in json.loads(shell("ls", "--json").stdout)} == {"running"}
+    shell("delete", "--all")
+    assert list(shell.home.iterdir()) == []
+
+
+def test_each_command_has_a_page_of_help_with_an_example(shell: Shell) -> None:
+    commands = ["start", "run", "spawn", "ls", "status", "stop", "restart", "reload", "delete", "logs", "top", "unit"]
+    page = shell("--help").stdout
+    for command in commands:
+        text = shell(command, "--help").stdout
+        assert command in page and f"daemonkit {command}" in text.partition("examples:")[2]
+        assert len(text.splitlines()) <= 60
+    assert shell("--version").stdout == f"daemonkit {daemonkit.__version__}\n"
+
+
+def test_a_traceback_only_with_debug(shell: Shell) -> None:
+    shell("unit", "web", status=1)
+    done = subprocess.run(
+        [*COMMAND, "--debug", "unit", "web"], env=shell.environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1 and "Traceback" in done.stderr
+
+
+# --- where it is used ---------------------------------------------------------------------------------------------
+
+
+def test_from_another_directory_and_without_home(shell: Shell) -> None:
+    shell.start("web")
+    bare = {"DAEMONKIT_HOME": str(shell.home), "PATH": os.environ["PATH"]}
+    assert shell("status", "web", cwd="/", env=bare)
+    shell("restart", "web", cwd="/", env=bare)
+    shell("stop", "web", cwd="/", env=bare)
+
+
+def test_where_apps_live_by_default(shell: Shell) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("DAEMONKIT", "XDG_"))}
+    for more, home in (
+        ({"HOME": str(shell.folder)}, shell.folder / ".local" / "state" / "daemonkit"),
+        ({"XDG_STATE_HOME": str(shell.folder / "xdg")}, shell.folder / "xdg" / "daemonkit"),
+    ):
+        shell("start", "job", "--", "true", env={**environment, **more})
+        assert (home / "job.json").exists() and home.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_home_that_others_can_write_is_refused(shell: Shell) -> None:
+    shell.home.mkdir()
+    shell.home.chmod(0o777)
+    assert str(shell.home) in one_line(shell("start", "web", "--", "true", status=1).stderr)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become an ordinary user")
+def test_as_an_ordinary_user(shell: Shell) -> None:
+    python = shutil.which("python3", path="/usr/bin")  # one that everybody can read
+    if (
+        not python
+        or subprocess.run([python, "-c", "import sys; sys.exit(sys.version_info < (3, 11))"], check=False).returncode
+    ):
+        pytest.skip("there is no /usr/bin/python3 of 3.11 or later")
+    folder = shell.folder
+    while folder != folder.parent and folder.owner() == "root" and not folder.stat().st_mode & 1:
+        folder.chmod(folder.stat().st_mode | 0o055)
+        folder = folder.parent
+    shell.folder.chmod(0o777)
+    libraries = Path(lockfile.__file__).parent.parent, Path(daemonkit.__file__).parent.parent
+    shell.environment["PYTHONPATH"] = ":".join(map(str, libraries))
+
+    def somebody(uid: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [python, "-m", "daemonkit", *arguments],
+            user=uid, group=uid, extra_groups=[], cwd=shell.folder, env=shell.environment,
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    done = somebody(65534, "start", "web", *QUICK, "-i", "2", "--", "sleep", "1000")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert shell.home.stat().st_uid == 65534 and shell.report("web")["up"] == 2
+    stranger = somebody(65533, "stop", "web")
+    assert stranger.returncode == 1 and one_line(stranger.stderr) and shell.report("web")["up"] == 2
+    assert somebody(65534, "delete", "web").returncode == 0
+
+
+FULL = """
+mount -t tmpfs -o size=64k,mode=700 tmpfs {home} || exit 77
+D="{python} -m daemonkit"
+$D start web --min-uptime 0.05 -- sleep 1000 || exit 1
+cat /dev/zero >{home}/filler 2>/dev/null
+$D start other --min-uptime 0.05 -- sleep 1000; echo start $?
+kill -9 $(sed 's/.*"up": .\\([0-9]*\\).*/\\1/' {home}/web.state)
+$D status web; echo status $?
+$D stop web; echo stop $?
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount a small file system")
+def test_a_full_disk_is_an_error_and_disturbs_no_running_app(shell: Shell) -> None:
+    shell.home.mkdir(mode=0o700)
+    script = FULL.format(home=shell.home, python=sys.executable)
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script], env=shell.environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode == 77:
+        pytest.skip("no tmpfs can be mounted here")
+    assert "start 1\n" in done.stdout and "status 0\n" in done.stdout and "stop 0\n" in done.stdout, done
+    assert "No space left" in one_line(done.stderr)
+
+
+def test_ctrl_c_during_a_start_leaves_nothing_and_says_so(shell: Shell) -> None:
+    terminal = Terminal(
+        ["env", f"DAEMONKIT_HOME={shell.home}", *COMMAND, "start", "web", "--wait-ready", "--", "sleep", "1000"],
+        shell.folder,
+    )
+    try:
+        terminal.read("starting web")
+        terminal.type("\x03")
+        assert "interrupted; web was not started" in terminal.read()
+        assert os.waitstatus_to_exitcode(os.waitpid(terminal.pid, 0)[1]) == 130
+    finally:
+        terminal.hang_up()
+    assert not list(shell.home.glob("*.pid")) and not list(shell.home.glob("*.json"))
+
+
+def test_a_terminal_gets_colour_unless_no_color_says_otherwise(shell: Shell) -> None:
+    pytest.importorskip("rich")
+    shell.start("web")
+    seen = {}
+    for no_color in ("", "1"):
+        words = ["env", f"NO_COLOR={no_color}", "TERM=xterm-256color", f"DAEMONKIT_HOME={shell.home}"]
+        terminal = Terminal([*words, *COMMAND, "ls"], shell.folder)
+        try:
+            seen[no_color] = terminal.read()
+            os.waitpid(terminal.pid, 0)
+        finally:
+            terminal.hang_up()
+    assert "running" in seen[""] and "running" in seen["1"]
+    assert "\x1b[32m" in seen[""] and "\x1b[32m" not in seen["1"]
+    assert "\x1b" not in shell("ls").stdout
+
+
+def test_top_shows_the_table_until_ctrl_c(shell: Shell) -> None:
+    pytest.importorskip("rich")
+    shell.start("web", "-i", 2)
+    terminal = Terminal(["env", "TERM=xterm", f"DAEMONKIT_HOME={shell.home}", *COMMAND, "top"], shell.folder)
+    try:
+        assert "web" in terminal.read("2/2")
+        terminal.type("\x03")
+        assert os.waitstatus_to_exitcode(os.waitpid(terminal.pid, 0)[1]) == 0
+    finally:
+        terminal.hang_up()
+
+
+BASE = "import sys; sys.modules.update(dict.fromkeys(['rich', 'psutil', 'argcomplete'])); from daemonkit.cli import main; sys.exit(main())"
+
+
+def test_a_base_install_has_all_but_top(shell: Shell) -> None:
+    def base(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", BASE, *arguments], env=shell.environment, capture_output=True, text=True, check=False
+        )
+
+    shell.start("web")
+    assert "web" in base("ls").stdout
+    report = json.loads(base("status", "web", "--json").stdout)
+    assert list(report) == FIELDS and report["cpu"] is None and report["memory"] is None
+    done = base("top")
+    assert done.returncode == 1 and "daemonkit[cli]" in one_line(done.stderr)
+
+
+def test_with_the_extra_cpu_and_memory_are_told(shell: Shell) -> None:
+    pytest.importorskip("psutil")
+    shell.start("web")
+    report = shell.report("web")
+    assert report["cpu"] >= 0 and report["memory"] > 1 << 20
+
+
+def test_completion_offers_commands_and_options(shell: Shell) -> None:
+    pytest.importorskip("argcomplete")
+
+    def complete(line: str) -> list[str]:
+        environment = {
+            **shell.environment,
+            "_ARGCOMPLETE": "1",
+            "COMP_LINE": line,
+            "COMP_POINT": str(len(line)),
+            "_ARGCOMPLETE_STDOUT_FILENAME": str(shell.folder / "out"),
+            "_ARGCOMPLETE_IFS": " ",
+        }
+        (shell.folder / "out").write_text("")
+        subprocess.run([sys.executable, "-m", "daemonkit"], env=environment, capture_output=True, check=False)
+        return (shell.folder / "out").read_text().split()
+
+    assert {"start", "stop", "status"} <= set(complete("daemonkit st"))
+    assert "--instances" in complete("daemonkit start web --ins")
