@@ -286,34 +286,50 @@ def _lead(
     os._exit(0)
 
 
-def _watch(caller_end: socket.socket, daemon_end: socket.socket, daemon: int) -> bytes:
+def _watch(  # noqa: C901 - the cases of one loop
+    caller_end: socket.socket, daemon_end: socket.socket, daemon: int
+) -> bytes:
     """Wait until the daemon counts as started, or has ended; return what the caller is to be told.
 
     A caller that goes away without a word was killed or hung up: the start goes on without it.
     """
-    pidfd = os.pidfd_open(daemon)
-    ends = {caller_end.fileno(), daemon_end.fileno(), pidfd}
     report, called_off, deadline = b"", False, None
-    while True:
-        ready = _wait(ends, deadline)
-        if daemon_end.fileno() in ready:
-            part = daemon_end.recv(_BUFFER)
-            report += part
-            if not part:
-                ends.discard(daemon_end.fileno())
-            if report[:1] == _STARTED and not called_off:
-                return _STARTED
-        elif pidfd in ready:
-            _, status = os.waitpid(daemon, 0)
-            return b"%s%d\n%s" % (_FAILED, os.waitstatus_to_exitcode(status), report[1:])
-        elif caller_end.fileno() in ready:
-            ends.discard(caller_end.fileno())
-            if caller_end.recv(1) == _ABORT:
-                called_off, deadline = True, time.monotonic() + _GRACE
-                os.kill(daemon, signal.SIGTERM)
-        elif not ready:
-            os.kill(daemon, signal.SIGKILL)
-            deadline = None
+    try:
+        pidfd = os.pidfd_open(daemon)
+        ends = {caller_end.fileno(), daemon_end.fileno(), pidfd}
+        while True:
+            ready = _wait(ends, deadline)
+            if daemon_end.fileno() in ready:
+                part = daemon_end.recv(_BUFFER)
+                report += part
+                if not part:
+                    ends.discard(daemon_end.fileno())
+                if report[:1] == _STARTED and not called_off:
+                    return _STARTED
+            elif pidfd in ready:
+                _, status = os.waitpid(daemon, 0)
+                return b"%s%d\n%s" % (_FAILED, os.waitstatus_to_exitcode(status), report[1:])
+            elif caller_end.fileno() in ready:
+                ends.discard(caller_end.fileno())
+                if caller_end.recv(1) == _ABORT:
+                    called_off, deadline = True, time.monotonic() + _GRACE
+                    os.kill(daemon, signal.SIGTERM)
+            elif not ready:
+                os.kill(daemon, signal.SIGKILL)
+                deadline = None
+    except BaseException:
+        if called_off or not _has_started(daemon_end):
+            raise
+        return _STARTED
+
+
+def _has_started(daemon_end: socket.socket) -> bool:
+    """Tell whether the daemon has said so, and may have told the caller; from here on it can't say it any more."""
+    daemon_end.shutdown(socket.SHUT_RD)
+    try:
+        return daemon_end.recv(1, socket.MSG_DONTWAIT) == _STARTED
+    except BlockingIOError:
+        return False
 
 
 def _accident() -> bytes:

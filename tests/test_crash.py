@@ -176,3 +176,28 @@ def _start_under_strace(program: Path, call: str, fault: str) -> tuple[int, str]
             tracer.communicate(timeout=harness.PATIENCE)
         err.seek(0)
         return caller.returncode, err.read()
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_middle_process_that_fails_late_does_not_end_what_has_started(tmp_path: Path, begun: bool) -> None:  # noqa: FBT001 - a case
+    """The daemon tells the caller itself: an accident in the middle process must not make that a lie."""
+    wait_for = 'while not os.path.exists("begun"): time.sleep(0.01)' if begun else "pass"
+    done = harness.run(
+        tmp_path,
+        f"""
+        import errno
+        def no_descriptor(pid):
+            {wait_for}
+            raise OSError(errno.EMFILE, "Too many open files")
+        os.pidfd_open = no_descriptor
+        with daemonkit.detached(pidfile="pid", stdout="log", stderr=daemonkit.STDOUT, working_directory=".") as d:
+            open("begun", "w").close()
+            wait()
+        """,
+    )
+    daemon = _running(tmp_path)
+    assert (done.returncode == 0) == (daemon is not None), done.stderr
+    assert daemon or not begun
+    if daemon:
+        assert stop(daemon) == 0
+    assert daemon or "Too many open files" in done.stderr
