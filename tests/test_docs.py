@@ -23,8 +23,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCKS = [
     pytest.param(code, id=f"{page.stem}-{n}")
     for page in PAGES
-    for n, code in enumerate(re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL))
-]
+    for n, code in enumerate(re.findall(r"(?<!`:\n\n)^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL))
+]  # those with a name are run by the page's transcripts
 
 
 @pytest.mark.parametrize("code", BLOCKS)
@@ -103,6 +103,8 @@ class Shell:
 def test_what_a_transcript_shows_is_what_a_shell_shows(tmp_path: Path, page: Path) -> None:
     shell = Shell(tmp_path)
     before = set(harness.children())
+    names = {part["name"] for part in PART.finditer(page.read_text()) if part["name"]}
+    assert names <= set(re.findall(r"^\$ python ([\w.]+)", page.read_text(), re.MULTILINE)), "each is run"
     for part in PART.finditer(page.read_text()):
         if part["program"]:
             (tmp_path / part["name"]).write_text(part["program"])
