@@ -23,7 +23,9 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCKS = [
     pytest.param(code, id=f"{page.stem}-{n}")
     for page in PAGES
-    for n, code in enumerate(re.findall(r"(?<!`:\n\n)^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL))
+    for n, code in enumerate(
+        re.findall(r"(?<!`:\n\n)^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    )
 ]  # those with a name are run by the page's transcripts
 
 
@@ -47,7 +49,14 @@ PART = re.compile(
     r"|^```console\n(?P<transcript>.*?)^```",
     re.MULTILINE | re.DOTALL,
 )
-LOOKS = {"cat", "grep", "head", "ls", "sort", "tail"}  # typed again until they show what they should: a daemon takes time
+LOOKS = {
+    "cat",
+    "grep",
+    "head",
+    "ls",
+    "sort",
+    "tail",
+}  # typed again until they show what they should: a daemon takes time
 
 
 class Shell:
