@@ -6,7 +6,7 @@ VENV := .venv$(if $(filter-out python3,$(PYTHON)),-$(shell $(PYTHON) -c 'import 
 BIN := $(VENV)/bin
 FLAKE ?= 20
 
-.PHONY: demo test check docs bench flake coverage clean
+.PHONY: demo test check docs dist bench flake coverage clean
 
 demo: $(VENV)/.base
 	@$(BIN)/python examples/demo.py
@@ -19,7 +19,14 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(MAKE) docs
+
+docs: $(VENV)/.dev
 	$(BIN)/sphinx-build -W -q -b html docs docs/_build/html
+
+dist: $(VENV)/.dev
+	rm -rf dist
+	$(BIN)/python -m hatchling build
 
 bench: $(VENV)/.bench
 	$(BIN)/python bench/run.py
@@ -35,7 +42,7 @@ coverage: $(VENV)/.dev
 	$(BIN)/coverage report
 
 clean:
-	rm -rf .venv .venv-* docs/_build .coverage* .hypothesis .*_cache
+	rm -rf .venv .venv-* dist docs/_build .coverage* .hypothesis .*_cache
 
 ifneq ($(shell command -v uv),)
 INSTALL = uv pip install -q --python $(BIN)/python

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         StopTimeoutError,
     )
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = [
     "DEVNULL",
@@ -75,24 +75,26 @@ _HOME = {
 }
 
 
-def __getattr__(name: str) -> object:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
+if not TYPE_CHECKING:  # or every misspelt name would be an object to type checkers
 
-    home = _HOME.get(name, "errors")
-    try:
-        value: object = getattr(import_module(f"{__name__}.{home}"), name)
-    except ImportError as error:
-        import os
+    def __getattr__(name: str) -> object:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
 
-        if hasattr(os, "fork"):
-            raise
-        from daemonkit._elsewhere import unavailable
+        home = _HOME.get(name, "errors")
+        try:
+            value: object = getattr(import_module(f"{__name__}.{home}"), name)
+        except ImportError as error:
+            import os
 
-        value = unavailable(name, error)
-    globals()[name] = value
-    return value
+            if hasattr(os, "fork"):
+                raise
+            from daemonkit._elsewhere import unavailable
+
+            value = unavailable(name, error)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

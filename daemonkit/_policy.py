@@ -30,8 +30,11 @@ class Backoff:
     """
 
     initial: float = 0.1
+    """The second restart's delay."""
     factor: float = 2.0
+    """What each one after that is longer by."""
     maximum: float = 30.0
+    """The longest."""
 
     def delay(self, in_row: int) -> float:
         """Return the delay before a restart that follows `in_row` others without a good run in between."""

@@ -53,31 +53,46 @@ _WORKER_BACKOFF: Final = Backoff(initial=0.1, maximum=10.0)
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened to an instance; `time` is in seconds since the epoch."""
+    """Something that happened to an instance."""
 
     instance: int
+    """Its number, from 0 on."""
     kind: Kind
+    """"start"; "ready", it is up; "exit"; "gave-up", past `max_restarts`; "reload-failed", the new run did not come
+    up, so the old one stays; "memory", above `max_memory`, it is replaced; "watchdog", silent for too long, it is killed.
+    """
     pid: int
+    """Of the run's main process."""
     exitcode: int | None
+    """For "exit": its status, negative for a signal; else None."""
     time: float
+    """When it happened, in seconds since the epoch."""
 
 
 @dataclass(frozen=True)
 class InstanceRecord:
-    """How an instance ended up: `exitcode` is that of its last run."""
+    """How an instance ended up."""
 
     index: int
+    """Its number, from 0 on."""
     starts: int
+    """How often it was started, the first time included."""
     exitcode: int | None
+    """Of its last run: negative for a signal; None if none has ended."""
     state: State
+    """"exited", as wished; "stopped", on request; "failed", and not to be restarted; "gave-up", past `max_restarts`.
+    In between "running" and "backoff", waiting for its next start.
+    """
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What `supervise` returns: `exitcode` is 0 if all ended as wished, else 1."""
+    """What `supervise` returns."""
 
     exitcode: int
+    """0 if all instances ended as wished or were stopped, else 1."""
     instances: tuple[InstanceRecord, ...]
+    """One record for each, by its number."""
 
 
 def supervise(  # noqa: PLR0913 - each is an option of its own, and keyword-only
