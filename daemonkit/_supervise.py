@@ -59,7 +59,7 @@ class Event:
     """Its number, from 0 on."""
     kind: Kind
     """"start"; "ready", it is up; "exit"; "gave-up", past `max_restarts`; "reload-failed", the new run did not come
-    up, so the old one stays; "memory", above `max_memory`, it is replaced; "watchdog", silent for too long, it is killed.
+    up, so the old one stays; "memory", above `max_memory`, it is replaced; "watchdog", silent too long, it is killed.
     """
     pid: int
     """Of the run's main process."""
