@@ -81,6 +81,8 @@ def fork_child(become: Callable[[], NoReturn]) -> int:
     if pid == 0:
         try:
             become()
+        except BaseException:  # noqa: BLE001 - this process ends here, and nobody else would say why
+            traceback.print_exc()
         finally:
             os._exit(255)
     return pid

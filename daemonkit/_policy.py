@@ -18,6 +18,7 @@ Action = tuple[Any, ...]
 State = Literal["running", "backoff", "exited", "stopped", "failed", "gave-up"]
 
 FINAL: Final = frozenset({"exited", "stopped", "failed", "gave-up"})
+_LONGEST: Final = 1e12  # seconds: for ever, and yet a time that can be added to another
 _SETTLED: Final = 1.0  # seconds after which a run without readiness counts as up, if min_uptime is not shorter
 
 
@@ -35,6 +36,15 @@ class Backoff:
     """What each one after that is longer by."""
     maximum: float = 30.0
     """The longest."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is no delay, or would make a loop run hotter: TypeError, ValueError."""
+        for name, least in (("initial", 0.0), ("factor", 1.0), ("maximum", 0.0)):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or isinstance(value, bool):
+                raise TypeError(f"Backoff: {name}: a number, not {value!r}")
+            if not least <= value <= _LONGEST:
+                raise ValueError(f"Backoff: {name}: from {least:g} to {_LONGEST:g}, not {value!r}")
 
     def delay(self, in_row: int) -> float:
         """Return the delay before a restart that follows `in_row` others without a good run in between."""
@@ -221,7 +231,8 @@ class Instance:
         return "backoff", rules.backoff.delay(in_row)
 
     def _was_good(self, run: Run, now: float) -> bool:
-        return run.up and now - run.born >= self.rules.min_uptime
+        # Without readiness its age alone counts, though it was not looked at in time.
+        return (run.up or not self.rules.wait_ready) and now - run.born >= self.rules.min_uptime
 
     def outlook(self, run: Run, now: float) -> str:
         """Say what comes next, now that the run's main process has ended."""

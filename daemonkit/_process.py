@@ -150,7 +150,6 @@ def wait_for_end(pid: int | None, seconds: float) -> None:
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
-_PR_GET_CHILD_SUBREAPER: Final = 37
 _libc: Any = None
 
 
@@ -164,18 +163,9 @@ def _prctl(option: int, value: object) -> None:
         raise OSError(errno.EINVAL, f"prctl({option})")
 
 
-def become_subreaper(*, on: bool = True) -> None:
+def become_subreaper() -> None:
     """Become the parent of whatever this process's descendants leave behind."""
-    _prctl(_PR_SET_CHILD_SUBREAPER, int(on))
-
-
-def is_subreaper() -> bool:
-    """Tell whether it is already."""
-    import ctypes  # noqa: PLC0415 - as above
-
-    answer = ctypes.c_int()
-    _prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(answer))
-    return bool(answer.value)
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def die_with_parent() -> None:

@@ -7,6 +7,7 @@ import fcntl
 import logging
 import math
 import os
+import stat
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("daemonkit")
 
 _PIPE_SIZE: Final = 1 << 20
+_AT_ONCE: Final = 16  # reads, after which other work has its turn
 _RETRY: Final = 1.0  # seconds until a log that could not be written is tried again
 
 
@@ -44,7 +46,8 @@ class Pump:
         self._fd, created = _stdio.open_log(self._path, self._umask)
         if created and self._owner:
             os.fchown(self._fd, self._owner.uid, self._owner.gid)
-        self._size = os.fstat(self._fd).st_size
+        info = os.fstat(self._fd)
+        self._size: float = info.st_size if stat.S_ISREG(info.st_mode) else -math.inf  # a device is not rotated
 
     def close_reading(self) -> None:
         """In the worker, which only hands on the other end."""
@@ -53,30 +56,39 @@ class Pump:
 
     def close(self) -> None:
         """Write what is left, and close all of it."""
-        self.pump()
+        self.drain()
         for fd in (self.reader, self.writer, self._fd):
             os.close(fd)
 
-    def pump(self) -> None:
-        """Write what there is to read."""
+    def drain(self) -> None:
+        """Write all that there is to read, now that nobody writes any more."""
+        while self.pump():
+            pass
+
+    def pump(self) -> bool:
+        """Write what there is to read, but not for ever; return whether there may be more."""
         try:
-            while True:
+            for _ in range(_AT_ONCE):
                 if not self._pending:
                     self._pending = os.read(self.reader, _PIPE_SIZE)
                 self._write()
         except BlockingIOError:
             self.retry_at = math.inf
+            return False
         except OSError as error:
             if self.retry_at == math.inf:
                 _logger.error("%s can't be written, so its writers wait: %s", self._path, error)  # noqa: TRY400 - said
             self.retry_at = time.monotonic() + _RETRY
+            return False
+        self.retry_at = math.inf
+        return True
 
     def _write(self) -> None:
         while self._pending:
             room = self._max - self._size
             cut = len(self._pending)
             if cut > room:
-                cut = self._pending.rfind(b"\n", 0, max(room, 0)) + 1
+                cut = self._pending.rfind(b"\n", 0, max(int(room), 0)) + 1
                 if cut == 0 and self._size > 0 and not self._in_line:
                     self._rotate()
                     continue

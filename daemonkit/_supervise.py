@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
 
-from daemonkit import _command, _fork, _listen, _process, _pump, _stdio, _users, _worker
+from daemonkit import _command, _fork, _listen, _marks, _process, _pump, _stdio, _users
 from daemonkit._constants import INHERIT, PIPE, STDOUT
 from daemonkit._policy import FINAL, Backoff, Instance, Rules, State
 from daemonkit._worker import Settings, Stream, Worker
@@ -48,6 +48,7 @@ _NOT_PASSED: Final = frozenset(
     }
 )  # the caller's own
 _BUFFER: Final = 1 << 16
+_FOREVER: Final = 1e12  # seconds; infinity would mean something of its own
 _WORKER_BACKOFF: Final = Backoff(initial=0.1, maximum=10.0)
 
 
@@ -159,7 +160,7 @@ def supervise(  # noqa: PLR0913 - each is an option of its own, and keyword-only
     with contextlib.ExitStack() as stack:
         _stdio.fill_closed(stack)
         options = {"stdin": stdin, "stdout": stdout, "stderr": stderr}
-        streams = _streams(options, umask, stack)
+        streams = _streams(options, count, umask, stack)
         logs = {number: stream.path for number, stream in enumerate(streams) if number and stream.path}
         _process.check_number("log_backups", log_backups, 1 << 30)
         pumps: dict[tuple[int, int], Pump] = {}
@@ -184,10 +185,10 @@ def supervise(  # noqa: PLR0913 - each is an option of its own, and keyword-only
             stop_signal=_signal_number(stop_signal),
             max_memory=_size("max_memory", max_memory),
             nofile=resource.getrlimit(resource.RLIMIT_NOFILE),
-            mark=_worker.mark_base(),
+            pid=os.getpid(),
         )
         guardian = _Guardian(settings, tuple({id(pump): pump for pump in pumps.values()}.values()), on_event)
-        with _subreaper(), _signals(guardian):
+        with _signals(guardian):
             return guardian.watch()
 
 
@@ -227,6 +228,7 @@ class _Guardian:
 
     def watch(self) -> Summary:
         """Keep a worker at work until it is done."""
+        _marks.end_orphaned()
         in_row = 0
         while True:
             begun = time.monotonic()
@@ -252,10 +254,11 @@ class _Guardian:
                 pid = _fork.fork_child(lambda: self._become_worker(ours, theirs, me))
             os.close(me)
             pidfd = os.pidfd_open(pid)
+            done = False
             try:
                 self._control = ours
                 ours.setblocking(False)
-                return self._loop(ours, pidfd)
+                done = self._loop(ours, pidfd)
             finally:
                 # It has ended; but whatever leaves on_event, as SystemExit, leaves here too: then it ends now.
                 self._control = None
@@ -264,7 +267,9 @@ class _Guardian:
                 with contextlib.suppress(ChildProcessError):  # somebody else reaped it
                     os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
                 os.close(pidfd)
-                self._clear()
+                if not done:
+                    self._clear()
+            return done
 
     def _become_worker(self, ours: socket.socket, theirs: socket.socket, guardian: int) -> NoReturn:
         """Turn the forked child into the worker process; does not return."""
@@ -283,6 +288,8 @@ class _Guardian:
             keep = {*settings.listen, *settings.pipes.values(), theirs.fileno(), guardian}
             keep |= {stream.fd for stream in settings.streams if stream.fd is not None}
             _stdio.close(_stdio.inherited_descriptors(copies=False) - keep)
+            for fd in settings.listen:  # as 3 and up, and not a second time
+                os.set_inheritable(fd, False)
         theirs.setblocking(False)
         instances = [
             Instance(index, settings.rules, state=record.state if record.state in FINAL else "backoff")
@@ -295,7 +302,7 @@ class _Guardian:
             control=theirs,
             guardian=guardian,
             instances=instances,
-            next_mark=self._workers % _worker.WORKERS * _worker.RUNS,
+            next_mark=self._workers % _marks.WORKERS * _marks.RUNS,
             told=[()] * len(instances),
         ).work()
 
@@ -329,8 +336,13 @@ class _Guardian:
         """Pass on what signals have said."""
         while self._signals:
             number = self._signals.pop(0)
-            if number == signal.SIGHUP and not (self._terminal and not _has_terminal()):
-                before = self.before.get(number)
+            before = self.before.get(number)
+            gone = number == signal.SIGHUP and self._terminal and not _has_terminal()
+            if (
+                gone and before == signal.SIG_IGN
+            ):  # nohup(1): this one is not for it; a later one can't be the terminal's
+                self._terminal = False
+            elif number == signal.SIGHUP and not gone:
                 if callable(before):
                     before(number, None)  # as that of detached(), which opens the logs anew
                 self._send("reload", [1, 2])
@@ -381,13 +393,8 @@ class _Guardian:
                 _logger.exception("on_event raised; the supervising goes on")
 
     def _clear(self) -> None:
-        """End what a worker that was killed has left, which is this process's now; and nothing else."""
-        low = self._settings.mark
-        while left := [pid for pid in _worker.children_of("self") if _is_marked(pid, low)]:
-            for pid in left:
-                with contextlib.suppress(ProcessLookupError, ChildProcessError):
-                    os.kill(pid, signal.SIGKILL)
-                    os.waitpid(pid, 0)
+        """End what a worker that was killed has left; nothing else has its marks."""
+        _marks.end_all_of(self._settings.pid)
         for index, record in enumerate(self._records):
             record.before = record.starts
             for pid in sorted(record.pids):
@@ -407,21 +414,6 @@ class _Guardian:
         good = all(record.state in {"exited", "stopped"} for record in self._records)
         records = (InstanceRecord(i, r.starts, r.exitcode, r.state) for i, r in enumerate(self._records))
         return Summary(exitcode=0 if good else 1, instances=tuple(records))
-
-
-def _is_marked(pid: int, low: int) -> bool:
-    mark = _worker.mark_of(pid)
-    return mark is not None and 0 <= mark - low < _worker.MARKS
-
-
-@contextlib.contextmanager
-def _subreaper() -> Iterator[None]:
-    before = _process.is_subreaper()
-    _process.become_subreaper()
-    try:
-        yield
-    finally:
-        _process.become_subreaper(on=before)
 
 
 @contextlib.contextmanager
@@ -516,7 +508,7 @@ def _seconds(name: str, value: object, least: float = math.ulp(0.0)) -> float:
     _process.check_seconds(name, value)
     if value is None or value < least:  # type: ignore[operator]
         raise ValueError(f"{name}: seconds, more than 0, not {value!r}")
-    return float(value)  # type: ignore[arg-type]
+    return min(float(value), _FOREVER)  # type: ignore[arg-type]
 
 
 def _size(name: str, value: int | None) -> int | None:
@@ -555,13 +547,12 @@ def _target(
 
 def _environment(env: object) -> dict[bytes, bytes]:
     given = _command.environment(env)
-    if given is not None:
-        return given
-    return {name: value for name, value in os.environb.items() if name not in _NOT_PASSED}
+    own = {name: os.environb[name] for name in _NOT_PASSED if name in os.environb}
+    return {k: v for k, v in (os.environb if given is None else given).items() if own.get(k) != v}
 
 
 def _streams(
-    options: Mapping[str, StreamOption], umask: int | None, stack: contextlib.ExitStack
+    options: Mapping[str, StreamOption], count: int, umask: int | None, stack: contextlib.ExitStack
 ) -> tuple[Stream, Stream, Stream]:
     found: list[Stream] = []
     for name, value in options.items():
@@ -570,6 +561,10 @@ def _streams(
             raise ValueError(f"{name}: PIPE has nobody to read it here; give a path or a descriptor")
         if isinstance(value, (str, bytes, os.PathLike)):
             _stdio.check_path(name, value)
+            if name == "stdin":
+                for index in range(count):
+                    path = os.fsdecode(value).replace("{instance}", str(index))
+                    os.close(_stdio.open_source(name, path, umask).fd)
             found.append(Stream(path=os.path.abspath(os.fsdecode(value))))
             continue
         if value == INHERIT or (value is None and number):

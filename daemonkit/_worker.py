@@ -27,7 +27,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from daemonkit import _fork, _process, _stdio, _users
+from daemonkit import _fork, _marks, _process, _stdio, _users
 from daemonkit._policy import Instance, Rules, Run
 
 if TYPE_CHECKING:
@@ -35,10 +35,6 @@ if TYPE_CHECKING:
 
     from daemonkit._policy import Action
 
-_MARK: Final = 1 << 62
-RUNS: Final = 1 << 20  # of one worker process, in marks
-WORKERS: Final = 1 << 12  # of one supervisor
-MARKS: Final = RUNS * WORKERS
 _MEMORY_EVERY: Final = 5.0  # seconds
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _CREDENTIALS: Final = struct.Struct("3i")  # struct ucred of unix(7): pid, uid, gid
@@ -77,47 +73,8 @@ class Settings:
     stop_signal: int
     max_memory: int | None
     nofile: tuple[int, int]
-    mark: int
-    """The first of this supervisor's marks; there are `MARKS` of them."""
-
-
-def mark_base() -> int:
-    """Return the first mark of a supervisor in this process."""
-    return _MARK + (os.getpid() << 32)
-
-
-def mark_of(pid: int) -> int | None:
-    """Return the mark of a process; None if it has none, or is gone."""
-    try:
-        fd = os.open(f"/proc/{pid}/limits", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        text = os.read(fd, 4096)
-    except OSError:
-        return None
-    finally:
-        os.close(fd)
-    soft = text.partition(b"Max realtime timeout")[2].split(None, 1)[0]
-    return int(soft) if soft.isdigit() and int(soft) >= _MARK else None
-
-
-def children_of(pid: int | str) -> list[int]:
-    """Return the children of all of its threads, zombies too; none if it is gone."""
-    found: list[int] = []
-    with contextlib.suppress(OSError):
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{thread}/children", "rb") as file:
-                found += map(int, file.read().split())
-    return found
-
-
-def descendants_of(pid: int) -> list[int]:
-    """Return all processes below this one."""
-    found = children_of(pid)
-    for one in found:  # which grows meanwhile
-        found += children_of(one)
-    return found
+    pid: int
+    """The calling process, whose marks the runs have."""
 
 
 @dataclass
@@ -181,13 +138,15 @@ class Worker:
         os._exit(0)
 
     def _set_up_signals(self) -> None:
-        for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        for number in _fork.SIGNALS - {signal.SIGKILL, signal.SIGSTOP}:
             signal.signal(number, signal.SIG_DFL)  # instances inherit this
         for end in self.bell:
             end.setblocking(False)
         signal.set_wakeup_fd(self.bell[1].fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        # The calling process obeys, and says what to do: also where a whole group or everything is signalled. Blocked
+        # and not handled, so that a stop that finds an instance between fork and exec is not lost.
+        signal.pthread_sigmask(signal.SIG_SETMASK, _fork.SIGNALS - {signal.SIGCHLD})
         self.epoll.register(self.bell[0].fileno(), select.EPOLLIN)
 
     def _wait(self) -> None:
@@ -271,7 +230,7 @@ class Worker:
             if notify:
                 notify.close()
             # As a run that failed: the next one is backed off from.
-            run = Run(instance, number, 0, time.monotonic(), stop_by=math.inf, reason="ended")
+            run = Run(instance, number, 0, time.monotonic(), stop_by=math.inf, reason="not started")
             instance.started(run)
             run.exitcode = 1
             self._say(("log", logging.ERROR, f"instance {instance.index} could not be started: {error}"))
@@ -298,7 +257,7 @@ class Worker:
         with contextlib.suppress(BlockingIOError):
             while True:
                 text, ancillary, _, _ = notify.recvmsg(4096, socket.CMSG_SPACE(_CREDENTIALS.size))
-                if not self._is_trusted(ancillary):
+                if not self._is_trusted(ancillary, run):
                     continue
                 now = time.monotonic()
                 for line in text.split(b"\n"):
@@ -307,15 +266,15 @@ class Worker:
                     elif line == b"WATCHDOG=1":
                         run.instance.fed(run, now)
 
-    def _is_trusted(self, ancillary: list[tuple[int, int, bytes]]) -> bool:
-        """Anybody can reach an abstract socket: only the instance's user and root are listened to."""
+    def _is_trusted(self, ancillary: list[tuple[int, int, bytes]], run: Run) -> bool:
+        """Anybody can reach an abstract socket: the instance's user and root are listened to, and its processes."""
         owner = self.settings.owner
         ours = {0, os.getuid(), owner.uid if owner else os.getuid()}
-        return any(
-            kind == socket.SCM_CREDENTIALS and _CREDENTIALS.unpack(data[: _CREDENTIALS.size])[1] in ours
-            for level, kind, data in ancillary
-            if level == socket.SOL_SOCKET
-        )
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
+                pid, uid, _ = _CREDENTIALS.unpack(data[: _CREDENTIALS.size])
+                return uid in ours or _marks.run_of(pid, self.settings.pid) == run.number
+        return False
 
     def _stop(self, run: Run) -> None:
         """Ask all that belongs to the run: its process group, and what has left that."""
@@ -326,12 +285,12 @@ class Worker:
         group = run.pid if run.pid in self.mains else None
         if group:
             roots.append(group)
-        others = {one for root in roots for one in (root, *descendants_of(root))}
+        others = {one for root in roots for one in (root, *_marks.descendants_of(root))}
         if group:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(group, number)  # not reaped, its leader keeps the number
         for pid in others:
-            _signal_marked(pid, number, self.settings.mark + run.number, group)
+            _marks.signal_run(pid, number, _marks.base(self.settings.pid) + run.number, group)
 
     def _kill(self, run: Run) -> None:
         if run.pid in self.mains:
@@ -373,7 +332,7 @@ class Worker:
     def _look_after_strays(self) -> None:
         """Learn whose the direct children are that are no main process; kill those whose run is over."""
         self.looked = True
-        own = set(children_of("self")) - self.mains.keys()
+        own = set(_marks.children_of("self")) - self.mains.keys()
         self.strays = {pid: self.strays[pid] if pid in self.strays else self._number_of(pid) for pid in own}
         over = all(instance.done for instance in self.instances)
         for pid, number in self.strays.items():
@@ -385,9 +344,9 @@ class Worker:
 
     def _number_of(self, pid: int) -> int | None:
         """Return the number of the run that a process belongs to: by its mark, else by its session."""
-        mark = mark_of(pid)
-        if mark is not None and 0 <= mark - self.settings.mark < MARKS:
-            return mark - self.settings.mark
+        number = _marks.run_of(pid, self.settings.pid)
+        if number is not None:
+            return number
         with contextlib.suppress(ProcessLookupError):
             session = os.getsid(pid)
             return next((run.number for run in self.runs.values() if run.pid == session), None)
@@ -418,10 +377,12 @@ class Worker:
                 self.rolling = instance
 
     def _weigh(self) -> None:
+        self._look_after_strays()
         for instance in self.instances:
             run = instance.current
             if run and run.up and not instance.replacing and run.stop_by is None and instance not in self.queue:
-                group = [run.pid, *(pid for pid in descendants_of(run.pid) if _group_of(pid) == run.pid)]
+                below = {*self.strays, *_marks.descendants_of(run.pid)}
+                group = [run.pid, *(pid for pid in below if _marks.group_of(pid) == run.pid)]
                 if sum(map(_resident, group)) > (self.settings.max_memory or 0):
                     self._emit("memory", run)
                     self.queue.append(instance)
@@ -502,25 +463,6 @@ def _told(kind: str, run: Run, now: float) -> str:
 # --- in /proc -----------------------------------------------------------------------------------------------------
 
 
-def _signal_marked(pid: int, number: int, mark: int, not_in: int | None) -> None:
-    """Signal a process that has the mark and is not in that group, which was signalled as a whole."""
-    with contextlib.suppress(OSError):
-        pidfd = os.pidfd_open(pid)
-        try:
-            # Looked at after the pidfd was opened: so it is that process's, whoever had the number before.
-            if mark_of(pid) == mark and _group_of(pid) != not_in:
-                signal.pidfd_send_signal(pidfd, number)
-        finally:
-            os.close(pidfd)
-
-
-def _group_of(pid: int) -> int | None:
-    try:
-        return os.getpgid(pid)
-    except ProcessLookupError:
-        return None
-
-
 def _resident(pid: int) -> int:
     """Return a process's resident memory in bytes."""
     try:
@@ -556,6 +498,7 @@ def _become(worker: Worker, index: int, number: int, notify: socket.socket | Non
         _process.die_with_parent()  # after the change of user, which would undo it: prctl(2)
         if os.getppid() != worker.pid:
             os._exit(1)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         if settings.target:
             _call(settings.target, environment)
         os.execve(settings.path, settings.argv, environment)  # noqa: S606 - no shell is what is wanted
@@ -590,7 +533,7 @@ def _environment(settings: Settings, index: int, address: bytes | str) -> dict[b
     if address:
         environment[b"NOTIFY_SOCKET"] = b"@" + os.fsencode(address)[1:]
     if settings.rules.watchdog is not None:
-        environment[b"WATCHDOG_USEC"] = b"%d" % (settings.rules.watchdog * 1e6)
+        environment[b"WATCHDOG_USEC"] = b"%d" % math.ceil(settings.rules.watchdog * 1e6)
     return environment
 
 
@@ -614,9 +557,7 @@ def _pass_sockets(fds: tuple[int, ...]) -> None:
 
 def _set_limits(settings: Settings, number: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, settings.nofile)
-    with contextlib.suppress(OSError, ValueError):  # where the hard limit is low; its session tells it then
-        hard = resource.getrlimit(resource.RLIMIT_RTTIME)[1]
-        resource.setrlimit(resource.RLIMIT_RTTIME, (settings.mark + number, hard))
+    _marks.put(_marks.base(settings.pid) + number)  # where it can't be, its session tells whose it is
 
 
 def _call(target: Callable[[], object], environment: dict[bytes, bytes]) -> NoReturn:
