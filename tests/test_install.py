@@ -53,7 +53,12 @@ def test_the_wheel_has_the_package_and_its_licence_and_nothing_else(built: tuple
     about = {name for name in names if name.startswith(f"daemonkit-{VERSION}.dist-info/")}
     assert names - about == {name for name in _tree(ROOT) if name.startswith("daemonkit/")}
     assert "daemonkit/py.typed" in names and f"daemonkit-{VERSION}.dist-info/licenses/LICENSE" in about
-    for line in (f"Version: {VERSION}", "License-Expression: MIT", "Requires-Python: >=3.11", "Classifier: Typing :: Typed"):
+    for line in (
+        f"Version: {VERSION}",
+        "License-Expression: MIT",
+        "Requires-Python: >=3.11",
+        "Classifier: Typing :: Typed",
+    ):
         assert f"\n{line}\n" in metadata
 
 
