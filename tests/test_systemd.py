@@ -432,3 +432,44 @@ def test_the_watchdog_s_victim_has_failed(services: Services) -> None:
     assert service["Result"] == "watchdog"
     assert (service.path / "ended").read_text() in {"watchdog killed ABRT\n", "watchdog dumped ABRT\n"}
     assert service.machine.python(f"print(bool(daemonkit.status('{service.dir}/pid')))") == "False\n"
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+
+def test_the_unit_that_the_command_prints_runs_the_same_app(machine: boot.Machine) -> None:
+    def command(*arguments: object) -> str:
+        done = machine.run("env", "DAEMONKIT_HOME=/srv/apps", boot.PYTHON, "-m", "daemonkit", *arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    said = "SAY=a 'b' \"c\" $HOME %n"
+    print_and_sleep = 'echo "$SAY" >"/srv/said.$DAEMONKIT_INSTANCE"; exec sleep 1000'
+    command(
+        "start", "web", "-i", 2, "--min-uptime", 0.05, "--cwd", "/srv", "--env", said, "--", "sh", "-c", print_and_sleep
+    )
+    command("stop", "web")
+    for number in range(2):
+        machine.inside(f"/srv/said.{number}").unlink()
+    units = machine.inside("/run/systemd/system")
+    (units / "web.service.d").mkdir()
+    (units / "web.service.d" / "alone.conf").write_text("[Unit]\nDefaultDependencies=no\n")
+    (units / "web.service").write_text(command("unit", "web"))
+    machine.systemctl("daemon-reload")
+    try:
+        done = machine.systemctl("start", "web")
+        assert done.returncode == 0, machine.systemctl("status", "web").stdout
+        told = machine.show("web")
+        assert (told["ActiveState"], told["StatusText"]) == ("active", "2 up")
+        seen = [machine.inside(f"/srv/said.{number}").read_text() for number in range(2)]
+        assert seen == [f"{said[4:]}\n"] * 2
+        group = machine.inside(f"/sys/fs/cgroup{told['ControlGroup']}/cgroup.procs")
+        before = set(group.read_text().split())
+        assert len(before) == 4 and told["MainPID"] in before  # two that supervise, and two instances
+        assert machine.systemctl("reload", "web").returncode == 0
+        eventually(lambda: len(before & set(group.read_text().split())) == 2 and len(group.read_text().split()) == 4)
+        assert machine.systemctl("stop", "web").returncode == 0
+        told = machine.show("web")
+        assert (told["ActiveState"], told["Result"]) == ("inactive", "success")
+    finally:
+        machine.systemctl("kill", "-s", "KILL", "web")

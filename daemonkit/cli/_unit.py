@@ -39,10 +39,11 @@ def unit_of(name: str, settings: Settings) -> str:
     environment = "".join(
         f"Environment={_quoted(f'{key}={value}')}\n" for key, value in settings.get("env", {}).items()
     )
+    command = " ".join(_quoted(word.replace("$", "$$")) for word in arguments)  # which it alone would expand
     stop_timeout = float(settings.get("stop_timeout", 10.0)) + _MARGIN
     return (
         f"[Unit]\nDescription={name}, kept running by daemonkit\nAfter=network.target\n\n"
-        f"[Service]\nType=notify\nExecStart={' '.join(map(_quoted, arguments))}\nExecReload=kill -HUP $MAINPID\n"
+        f"[Service]\nType=notify\nExecStart={command}\nExecReload=kill -HUP $MAINPID\n"
         f"WorkingDirectory={settings.get('cwd', '/').replace('%', '%%')}\n{environment}"
         f"KillMode=mixed\nTimeoutStopSec={stop_timeout:g}\nRestart=on-failure\n\n"
         "[Install]\nWantedBy=multi-user.target\n"
@@ -56,6 +57,6 @@ def _written(key: str, value: object) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Quote a word of a unit: systemd.syntax(7), and $ and % as in systemd.service(5) and systemd.unit(5)."""
-    text = text.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$").replace("\n", "\\n")
+    """Quote a word of a unit: systemd.syntax(7), and % as in systemd.unit(5)."""
+    text = text.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("\n", "\\n")
     return text if text and not set(text) & set(" \t'\";\\") else f'"{text}"'
