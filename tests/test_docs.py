@@ -77,7 +77,7 @@ class Shell:
         for number, pid in self.pids.items():
             command = re.sub(rf"\b{number}\b", pid, command)
         command = re.sub(r"\$\(cat (\S+)\)", lambda file: (self.directory / file[1]).read_text().strip(), command)
-        if command.split()[0] in LOOKS:
+        if command.split()[0] in LOOKS or re.match("daemonkit (ls|status|logs) ?", command):
             eventually(lambda: self.is_as_shown(self.output_of(command), shown), f"{shown!r} from {command}")
             return
         seen = self.output_of(command)

@@ -114,6 +114,7 @@ def _count_as_up(journal: Journal, settings: Settings, context: DetachedContext,
             os.kill(os.getpid(), signal.SIGTERM)
             return
     journal.state["ready"] = True
+    _write_state(journal, app)  # before whoever waits for the start looks at it
     context.ready(f"{len(journal.instances)} up")
 
 
