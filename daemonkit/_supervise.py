@@ -143,8 +143,8 @@ def supervise(  # noqa: PLR0913 - each is an option of its own, and keyword-only
     first; how long a run lives to start the row afresh; after how many in a row the instance is given up.
     `stop_signal`, `stop_timeout`: to the instance's group and descendants, then SIGKILL. `wait_ready`,
     `start_timeout`: it is up when it sends READY=1 to its ``NOTIFY_SOCKET``, as sd_notify(3) does; one that is not up
-    by then is killed. `watchdog`: the longest time between two WATCHDOG=1. `max_memory`: resident, of its group; above it
-    the instance is replaced. `cpu_affinity`: "spread", one CPU each. `listen`: "host:port", "unix:path" or sockets,
+    by then is killed. `watchdog`: the longest time between two WATCHDOG=1. `max_memory`: resident, of its group; above
+    it the instance is replaced. `cpu_affinity`: "spread", one CPU each. `listen`: "host:port", "unix:path" or sockets,
     bound once and handed over as sd_listen_fds(3) describes. `cwd`, `env`, `user`, `group`, `umask`, `stdin`,
     `stdout`, `stderr`: as in `spawn_detached`, the last two by default the caller's; ``{instance}`` in a path is the
     number. `log_max_bytes`, `log_backups`: rotate stdout and stderr by size, as ``log.1`` and so on. `on_event`: called
