@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
+import tempfile
 from typing import TYPE_CHECKING
 
 import harness
@@ -12,6 +14,17 @@ import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give this session a temporary directory of its own.
+
+    Pytest's common one is closed to other users whenever a session starts, and tests become other users.
+    """
+    if "PYTEST_DEBUG_TEMPROOT" not in os.environ:
+        os.environ["PYTEST_DEBUG_TEMPROOT"] = root = tempfile.mkdtemp(prefix="daemonkit-tests-")
+        os.chmod(root, 0o755)
+        config.add_cleanup(lambda: shutil.rmtree(root, ignore_errors=True))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -137,6 +137,13 @@ def alive(pid: int) -> bool:
     return state(pid) not in {"", "Z", "X"}
 
 
+def let_everybody_in(directory: Path) -> None:
+    """Let other users into a test's directory, and write there."""
+    for parent in [directory, *directory.parents][:4]:
+        parent.chmod(parent.stat().st_mode | 0o055)
+    directory.chmod(0o777)
+
+
 def children(pid: int | None = None) -> list[int]:
     """Return the children of a process, zombies too."""
     found = []

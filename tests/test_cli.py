@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import lockfile
 import pytest
-from harness import PATIENCE, Terminal, alive, eventually
+from harness import PATIENCE, Terminal, alive, eventually, let_everybody_in
 
 import daemonkit
 
@@ -478,11 +478,7 @@ def test_as_an_ordinary_user(shell: Shell) -> None:
         or subprocess.run([python, "-c", "import sys; sys.exit(sys.version_info < (3, 11))"], check=False).returncode
     ):
         pytest.skip("there is no /usr/bin/python3 of 3.11 or later")
-    folder = shell.folder
-    while folder != folder.parent and folder.owner() == "root" and not folder.stat().st_mode & 1:
-        folder.chmod(folder.stat().st_mode | 0o055)
-        folder = folder.parent
-    shell.folder.chmod(0o777)
+    let_everybody_in(shell.folder)
     libraries = Path(lockfile.__file__).parent.parent, Path(daemonkit.__file__).parent.parent
     shell.environment["PYTHONPATH"] = ":".join(map(str, libraries))
 

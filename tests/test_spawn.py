@@ -19,7 +19,7 @@ from typing import Any
 
 import harness
 import pytest
-from harness import ended, eventually, pid_in, run, stop
+from harness import ended, eventually, let_everybody_in, pid_in, run, stop
 
 ROOT = os.geteuid() == 0
 root_only = pytest.mark.skipif(not ROOT, reason="only root can change the user or lay out what a user may not touch")
@@ -129,12 +129,6 @@ def spawned(directory: Path, call_text: str = "SLEEP", before: str = "", **optio
     body = textwrap.dedent(before) + f"\np = spawn({call_text})\ntell(pid=p.pid)\n"
     pid: int = call(directory, body, **options)["pid"]
     return pid
-
-
-def let_everybody_in(directory: Path) -> None:
-    for parent in [directory, *directory.parents][:4]:
-        parent.chmod(parent.stat().st_mode | 0o055)
-    directory.chmod(0o777)
 
 
 def kill(*pids: int) -> None:
