@@ -549,7 +549,9 @@ def _exit_status(error: BaseException | None) -> int:
         return 0
     if not isinstance(error, SystemExit):
         return 1
-    return error.code & 0xFF if isinstance(error.code, int) else int(error.code is not None)
+    if not isinstance(error.code, int):
+        return int(error.code is not None)
+    return error.code & 0xFF if -sys.maxsize - 1 <= error.code <= sys.maxsize else 0xFF  # -1: no C long holds it
 
 
 def _log_crash(error: BaseException) -> None:

@@ -515,6 +515,7 @@ def test_a_failed_start_shows_the_daemons_traceback_on_the_callers_terminal(tmp_
 FAILING = {
     "an exception": ("raise ValueError('x')", "1"),
     "sys.exit": ("sys.exit(7)", "7"),
+    "sys.exit with more than a C long holds": ("sys.exit(2**70)", "255"),
     "os._exit": ("os._exit(9)", "9"),
     "a signal": ("os.kill(os.getpid(), signal.SIGKILL)", "-9"),
     "nothing": ("pass", "0"),
