@@ -6,7 +6,7 @@ VENV := .venv$(if $(filter-out python3,$(PYTHON)),-$(shell $(PYTHON) -c 'import 
 BIN := $(VENV)/bin
 FLAKE ?= 20
 
-.PHONY: demo test check docs dist bench flake coverage clean
+.PHONY: demo test check docs dist bench stress flake coverage clean
 
 demo: $(VENV)/.base
 	@$(BIN)/python examples/demo.py
@@ -30,6 +30,10 @@ dist: $(VENV)/.dev
 
 bench: $(VENV)/.bench
 	$(BIN)/python bench/run.py
+
+# Faults, kills, contention, chaos, limits and rubbish, for so many minutes.
+stress: $(VENV)/.dev
+	$(BIN)/python stress/run.py --minutes $(or $(MINUTES),10) $(ARGS)
 
 # The suite again and again, every second time with all cores loaded.
 flake: $(VENV)/.dev
