@@ -33,7 +33,7 @@ class Backoff:
     initial: float = 0.1
     """The second restart's delay."""
     factor: float = 2.0
-    """What each one after that is longer by."""
+    """Each one after that is this many times as long."""
     maximum: float = 30.0
     """The longest."""
 

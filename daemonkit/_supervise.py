@@ -65,7 +65,7 @@ class Event:
     pid: int
     """Of the run's main process."""
     exitcode: int | None
-    """For "exit": its status, negative for a signal; else None."""
+    """Its status, negative for a signal; None for a kind that is not about an end."""
     time: float
     """When it happened, in seconds since the epoch."""
 
@@ -135,7 +135,20 @@ def supervise(  # noqa: PLR0913 - each is an option of its own, and keyword-only
     Runs in the foreground, in the main thread, until SIGTERM or SIGINT (a second one kills at once), or until all
     instances have ended for good. SIGHUP restarts them one at a time, each new run before the old one is stopped.
     `target` is a command as in `spawn_detached`, or a callable without arguments, which runs in a forked child.
-    The options are described in the reference. Times are in seconds, sizes in bytes.
+    Each instance has ``DAEMONKIT_INSTANCE`` (from 0 on), a session of its own, default signal dispositions and an empty
+    mask. What it starts is ended with it. Times are in seconds, sizes in bytes.
+
+    `instances`: a number, or "auto", one per usable CPU. `restart`: "always", "on-failure" (a status not in
+    `success_codes`), "never". `backoff`, `min_uptime`, `max_restarts`: the delay before each restart in a row after the
+    first; how long a run lives to start the row afresh; after how many in a row the instance is given up.
+    `stop_signal`, `stop_timeout`: to the instance's group and descendants, then SIGKILL. `wait_ready`,
+    `start_timeout`: it is up when it sends READY=1 to its ``NOTIFY_SOCKET``, as sd_notify(3) does; one that is not up
+    by then is killed. `watchdog`: the longest time between two WATCHDOG=1. `max_memory`: resident, of its group; above
+    it the instance is replaced. `cpu_affinity`: "spread", one CPU each. `listen`: "host:port", "unix:path" or sockets,
+    bound once and handed over as sd_listen_fds(3) describes. `cwd`, `env`, `user`, `group`, `umask`, `stdin`,
+    `stdout`, `stderr`: as in `spawn_detached`, the last two by default the caller's; ``{instance}`` in a path is the
+    number. `log_max_bytes`, `log_backups`: rotate stdout and stderr by size, as ``log.1`` and so on. `on_event`: called
+    with each `Event` in the calling process; if it raises, that is logged and the work goes on.
 
     Raises, before anything is started: TypeError, ValueError, LookupError; OSError with its path; RuntimeError
     outside the main thread. Signal handlers and the caller's children are as before when it returns.

@@ -14,3 +14,7 @@ default_role = "code"
 myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
+maximum_signature_line_length = 90
+python_display_short_literal_types = True
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]

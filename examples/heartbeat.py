@@ -8,7 +8,7 @@ def main() -> None:
     """Beat."""
     while True:
         print(os.getpid(), time.strftime("%H:%M:%S"))
-        time.sleep(1)  # noqa: TID251 - it beats by the clock
+        time.sleep(1)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def work(daemon: daemonkit.DetachedContext) -> None:
         for file in sorted(INBOX.iterdir()):
             print("took", file.name)
             file.unlink()
-        time.sleep(0.5)  # noqa: TID251 - it looks by the clock
+        time.sleep(0.5)
 
 
 def start() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import inspect
 import os
 import re
 import shutil
@@ -132,6 +133,19 @@ def test_examples_in_docstrings(name: str, tmp_path: Path, monkeypatch: pytest.M
     module = importlib.import_module(f"daemonkit.{name}")
     result = doctest.testmod(module, extraglobs={"daemonkit": daemonkit, "os": os})
     assert result.attempted > 0 and result.failed == 0
+
+
+@pytest.mark.parametrize("name", ["detached", "spawn_detached", "status", "attach", "send_signal", "stop", "supervise"])
+def test_the_reference_has_every_argument(name: str) -> None:
+    sections = re.split(r"^## ", (ROOT / "docs" / "reference.md").read_text(), flags=re.MULTILINE)
+    section = next(text for text in sections if f"daemonkit.{name}\n" in text)
+    told = set(re.findall(r"`(\w+)`", section)) | {"pidfile", "sig", "timeout", "signal", "kill"}  # told by docstrings
+    assert set(inspect.signature(getattr(daemonkit, name)).parameters) <= told
+
+
+def test_the_reference_has_every_name() -> None:
+    text = (ROOT / "docs" / "reference.md").read_text()
+    assert [name for name in daemonkit.__all__ if f"daemonkit.{name}" not in text] == []
 
 
 def test_the_demo_shows_what_it_promises(tmp_path: Path) -> None:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import http.client
 import json
+import shutil
 import signal
 import sys
 import threading
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from harness import eventually
 from test_supervise import supervising
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 APPS = {
     "wsgi": """
@@ -46,10 +44,13 @@ server.serve_forever(0.05)
 server.server_close()
 """,
 }
+HOWTO = Path(__file__).parent.parent / "docs" / "howto" / "supervise.md"
+APPS["node"] = HOWTO.read_text().partition("```js\n")[2].partition("```")[0]  # as the page shows it
 COMMANDS = {
-    "wsgi": ["-m", "gunicorn", "app:app", "--graceful-timeout", "10"],
-    "asgi": ["-m", "uvicorn", "app:app", "--fd", "3", "--log-level", "error", "--no-access-log"],
-    "plain": ["app.py"],
+    "wsgi": [sys.executable, "-m", "gunicorn", "app:app", "--graceful-timeout", "10"],
+    "asgi": [sys.executable, "-m", "uvicorn", "app:app", "--fd", "3", "--log-level", "error", "--no-access-log"],
+    "plain": [sys.executable, "app.py"],
+    "node": ["node", "app.py"],
 }
 
 
@@ -87,12 +88,14 @@ class Load:
 
 @pytest.mark.parametrize("kind", APPS)
 def test_a_real_server_runs_behind_it_and_restarts_without_a_failed_request(tmp_path: Path, kind: str) -> None:
+    if not shutil.which(COMMANDS[kind][0]):
+        pytest.skip(f"no {kind} here")
     (tmp_path / "app.py").write_text(APPS[kind])
     body = f"""
 sock = socket.create_server(("127.0.0.1", 0), backlog=512)
 with open("port.new", "w") as file: file.write(str(sock.getsockname()[1]))
 os.rename("port.new", "port")
-supervise([{sys.executable!r}, *{COMMANDS[kind]!r}], listen=sock, instances=2, wait_ready={kind == "wsgi"}, min_uptime=1.0, env={{**os.environ, "HOME": os.getcwd()}})
+supervise({COMMANDS[kind]!r}, listen=sock, instances=2, wait_ready={kind == "wsgi"}, min_uptime=1.0, env={{**os.environ, "HOME": os.getcwd()}})
 """
     with supervising(tmp_path, body) as supervisor:
         supervisor.until("ready", 2)

@@ -473,3 +473,28 @@ def test_the_unit_that_the_command_prints_runs_the_same_app(machine: boot.Machin
         assert (told["ActiveState"], told["Result"]) == ("inactive", "success")
     finally:
         machine.systemctl("kill", "-s", "KILL", "web")
+
+
+# --- supervise ------------------------------------------------------------------------------------------------------
+
+SUPERVISING = """
+    worker = "echo start >>starts; trap 'echo asked >>asked; exit' TERM; while :; do sleep 0.05; done"
+    with daemonkit.detached(pidfile="pid", working_directory=".") as d:
+        daemonkit.supervise(["sh", "-c", worker], instances=2, restart="always", min_uptime=0.1)
+"""
+
+
+def _lines(path: Path) -> int:
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def test_a_supervisor_is_reloaded_and_stopped_by_systemd_and_asks_each_instance(services: Services) -> None:
+    service = services(NOTIFY + "KillMode=mixed\n", SUPERVISING)
+    assert service("start").returncode == 0, service.failure()
+    eventually(lambda: _lines(service.path / "starts") == 2)
+    assert service("reload").returncode == 0
+    eventually(lambda: (_lines(service.path / "starts"), _lines(service.path / "asked")) == (4, 2))
+    assert service("stop").returncode == 0
+    assert service["Result"] == "success"
+    assert (_lines(service.path / "starts"), _lines(service.path / "asked")) == (4, 4)
+    assert not (service.path / "pid").exists()
