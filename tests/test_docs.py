@@ -43,7 +43,7 @@ def test_every_python_block_is_a_program_that_runs(tmp_path: Path, code: str) ->
 
 # A page's story: its programs are written down under their names, which the line above a block gives ("`beat.py`:"), and
 # what its transcripts say is typed. Commands that need another machine, root or a registry are in `sh` blocks, not typed.
-STORIES = [page for page in PAGES if page.parent.name == "howto" or page.stem in {"README", "tutorial", "cli"}]
+STORIES = [page for page in PAGES if page.parent.name == "howto" or page.stem in {"README", "tutorial", "command"}]
 PART = re.compile(
     r"`(?P<name>[\w.]+)`:\n\n```python\n(?P<program>.*?)^```"
     r"|^```\{literalinclude\} (?P<included>\S+)"
