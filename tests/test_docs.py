@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 from pathlib import Path
 
 import harness
@@ -43,7 +44,7 @@ def test_every_python_block_is_a_program_that_runs(tmp_path: Path, code: str) ->
 
 # A page's story: its programs are written down under their names, which the line above a block gives ("`beat.py`:"), and
 # what its transcripts say is typed. Commands that need another machine, root or a registry are in `sh` blocks, not typed.
-STORIES = [page for page in PAGES if page.parent.name == "howto" or page.stem in {"README", "tutorial", "cli"}]
+STORIES = [page for page in PAGES if page.parent.name == "howto" or page.stem in {"README", "tutorial", "cli", "index"}]
 PART = re.compile(
     r"`(?P<name>[\w.]+)`:\n\n```python\n(?P<program>.*?)^```"
     r"|^```\{literalinclude\} (?P<included>\S+)"
@@ -146,6 +147,15 @@ def test_the_reference_has_every_argument(name: str) -> None:
 def test_the_reference_has_every_name() -> None:
     text = (ROOT / "docs" / "reference.md").read_text()
     assert [name for name in daemonkit.__all__ if f"daemonkit.{name}" not in text] == []
+
+
+def test_the_house_that_contributors_are_shown_is_the_one_that_is_checked() -> None:
+    floors = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]["layers"]
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    shown = [set(re.findall(r"`(\w+)`", row)) for row in re.findall(r"^\| (`\w+`.*?) \|", text, re.MULTILINE)]
+    assert set().union(*shown) == {name for floor in floors for name in floor.split(" | ")}
+    order = {name: n for n, names in enumerate(shown) for name in names}
+    assert [order[floor.split(" | ")[0]] for floor in floors] == sorted(order[floor.split(" | ")[0]] for floor in floors)
 
 
 def test_the_demo_shows_what_it_promises(tmp_path: Path) -> None:
