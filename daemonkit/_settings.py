@@ -25,6 +25,7 @@ _NOT_PASSED: Final = frozenset(
         b"LISTEN_FDS",
         b"LISTEN_PID",
         b"LISTEN_FDNAMES",
+        b"LISTEN_PIDFDID",
         b"WATCHDOG_USEC",
         b"WATCHDOG_PID",
     }

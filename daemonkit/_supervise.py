@@ -21,7 +21,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
 
-from daemonkit import _fork, _marks, _settings, _stdio
+from daemonkit import _fork, _marks, _process, _settings, _stdio
 from daemonkit._policy import FINAL, Backoff, Instance, State
 from daemonkit._worker import Worker
 
@@ -212,6 +212,7 @@ class _Guardian:
 
     def watch(self) -> Summary:
         """Keep a worker at work until it is done."""
+        _process.load_prctl()  # once for all workers, and while the library can still be read
         _marks.end_orphaned()
         in_row = 0
         while True:

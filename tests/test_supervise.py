@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import select
@@ -343,6 +344,68 @@ with daemonkit.PidFile("app.pid"):
         supervisor.process.wait()
         assert not daemonkit.status(tmp_path / "app.pid")
         eventually(lambda: not alive(pid))
+
+
+@pytest.mark.parametrize("kind", ["command", "callable"])
+def test_in_a_daemon_nobody_but_the_caller_has_the_lock_and_sighup_opens_the_log_anew(
+    tmp_path: Path, kind: str
+) -> None:
+    (tmp_path / "probe.py").write_text(harness.PRELUDE + "print('here', flush=True); report(); wait()")
+    body = f"""
+def target():
+    print("here"); report(); wait()
+target = target if {kind!r} == "callable" else [{sys.executable!r}, "probe.py"]
+with daemonkit.detached(pidfile="app.pid", stdout="log", stderr=daemonkit.STDOUT, working_directory="."):
+    daemonkit.supervise(target, min_uptime=0.1)
+"""
+    assert run(tmp_path, body).returncode == 0
+    pid = daemonkit.status(tmp_path / "app.pid").pid
+    assert pid
+    first = harness.reported(tmp_path)
+    paths = {entry["path"] for entry in first["fds"].values()}
+    assert not any("app.pid" in path or "pidfd" in path or "epoll" in path or "socket" in path for path in paths)
+    (worker,) = children(pid)
+    assert not any("app.pid" in os.readlink(f"/proc/{worker}/fd/{fd}") for fd in os.listdir(f"/proc/{worker}/fd"))
+    (tmp_path / "log").rename(tmp_path / "log.1")
+    daemonkit.send_signal(tmp_path / "app.pid", signal.SIGHUP)
+    eventually(lambda: "here" in (tmp_path / "log").read_text())
+    eventually(lambda: not alive(first["pid"]))
+    second = eventually(lambda: (now := harness.reported(tmp_path)["pid"]) != first["pid"] and now)
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: not daemonkit.status(tmp_path / "app.pid") and not alive(second))
+    os.waitpid(pid, 0)
+
+
+def test_a_terminal_that_goes_stops_it(tmp_path: Path) -> None:
+    program = harness.write(tmp_path, SUPERVISE + f"supervise(['sh', '-c', {GRACEFUL!r}])")
+    terminal = harness.Terminal([sys.executable, program], tmp_path)
+    eventually(lambda: pids(tmp_path, "up"))
+    terminal.hang_up()
+    eventually((tmp_path / "summary").exists)
+    os.waitpid(terminal.pid, 0)
+    assert pids(tmp_path, "finished") == pids(tmp_path, "up")
+
+
+def test_a_reload_that_is_asked_for_again_meanwhile_is_done_again(tmp_path: Path) -> None:
+    with supervising(tmp_path, "supervise(['sleep', '1000'], instances=2, min_uptime=0.2)") as supervisor:
+        supervisor.until("ready", 2)
+        supervisor.process.send_signal(signal.SIGHUP)
+        supervisor.until("start", 3)
+        supervisor.process.send_signal(signal.SIGHUP)
+        supervisor.process.send_signal(signal.SIGHUP)
+        supervisor.until("exit", 3)  # twice the one that had begun, once the other
+        summary = supervisor.stop()
+        assert [record["starts"] for record in summary["instances"]] == [3, 2]
+
+
+def test_a_crash_loop_does_not_run_hot_also_after_a_good_run(tmp_path: Path) -> None:
+    once = "test -e once && exit 1; touch once; sleep 0.5; exit 1"
+    with supervising(tmp_path, f"supervise(['sh', '-c', {once!r}], min_uptime=0.3)") as supervisor:
+        starts = supervisor.until("start", 5)
+        gaps = [after["time"] - before["time"] for before, after in itertools.pairwise(starts[1:])]
+        assert starts[1]["time"] - supervisor.events("exit")[0]["time"] < 0.1
+        assert all(gap >= least for gap, least in zip(gaps, (0.1, 0.2, 0.4), strict=False))
+        supervisor.stop()
 
 
 def test_a_stop_escalates_and_gives_the_whole_group_its_time(tmp_path: Path) -> None:
