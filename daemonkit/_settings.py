@@ -92,7 +92,7 @@ def settle(  # noqa: PLR0913 - the options
     """
     count, memory, most = _count(instances), _size("max_memory", max_memory), _size("log_max_bytes", log_max_bytes)
     number, cpus = _signal_number(stop_signal), _cpus(cpu_affinity)
-    _process.check_number("log_backups", log_backups, 1 << 30)
+    _process.check_number("log_backups", -1 if log_backups is None else log_backups, 1 << 30)
     umask = None if umask == -1 else umask
     _process.check_number("umask", umask, 0o777)
     command, path, argv = _target(target, env, cwd)
@@ -160,7 +160,7 @@ def rules_of(  # noqa: PLR0913, PLR0917 - the options
     start_timeout: object,
     watchdog: object,
 ) -> Rules:
-    if restart not in {"always", "on-failure", "never"}:
+    if not isinstance(restart, str) or restart not in {"always", "on-failure", "never"}:
         raise ValueError(f'restart: "always", "on-failure" or "never", not {restart!r}')
     if isinstance(success_codes, (str, bytes)) or not isinstance(success_codes, Iterable):
         raise TypeError(f"success_codes: exit statuses, not {success_codes!r}")
@@ -173,7 +173,7 @@ def rules_of(  # noqa: PLR0913, PLR0917 - the options
         raise TypeError(f"wait_ready: True or False, not {wait_ready!r}")
     _process.check_number("max_restarts", max_restarts, 1 << 62)
     return Rules(
-        restart=str(restart),
+        restart=restart,
         success_codes=codes,
         backoff=backoff,
         min_uptime=_seconds("min_uptime", min_uptime),

@@ -422,7 +422,7 @@ def _told(kind: str, run: Run, now: float) -> str:
         case "watchdog":
             return f"has not sent WATCHDOG=1 for {instance.rules.watchdog:g} s, so it is killed"
         case "gave-up":
-            return f"was the last of {instance.in_row} restarts in a row, so the instance is given up"
+            return f"was the last run: {instance.rules.max_restarts} restarts in a row are allowed, so it is given up"
         case _:
             return _TOLD[kind]
 
