@@ -118,7 +118,8 @@ class Worker:
         due = min(due, self.memory_at)
         if due > now:
             timeout = None if due == math.inf else min(due - now, 3600.0) + 0.0005
-            for fd, _ in self.epoll.poll(timeout):
+            # The calling process's end comes first: nothing is started again after that.
+            for fd, _ in sorted(self.epoll.poll(timeout), key=lambda event: event[0] != self.guardian):
                 self._dispatch(fd)
         now = time.monotonic()
         for instance in self.instances:
@@ -185,8 +186,9 @@ class Worker:
     def _start(self, instance: Instance) -> None:
         number = self.next_mark
         self.next_mark += 1
-        notify = self._notify_socket()
+        notify = None
         try:
+            notify = self._notify_socket()
             pid = _fork.fork_child(lambda: self._become(instance.index, number, notify))
         except OSError as error:
             if notify:

@@ -223,7 +223,7 @@ def test_nothing_is_left_of_an_instance_whatever_it_started(tmp_path: Path, how:
             supervisor.process.kill()
             mains = {start["pid"] for start in starts}
             eventually(lambda: not any(map(alive, mains)))
-            supervisor.process.wait()
+            # The caller is a zombie still.
             left = _tree() - before  # those that left their session have nobody left to end them, until a new start
             bystander = subprocess.Popen(["sleep", "1000"])
             assert run(tmp_path, "daemonkit.supervise(['true'])").returncode == 0
@@ -859,6 +859,19 @@ def test_bad_input_is_refused_before_anything_starts(tmp_path: Path, options: st
     )
     assert done.returncode == 0, done.stderr
     assert error.__name__ in done.stdout
+
+
+def test_a_start_for_which_there_is_no_descriptor_is_a_failure_of_that_instance_alone(tmp_path: Path) -> None:
+    body = """
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (16, 16))
+summary = daemonkit.supervise(["sh", "-c", "until test -e go; do sleep 0.05; done"], instances=20, restart="never", wait_ready=True,
+    on_event=lambda event: open("go", "w").close())
+states = [record.state for record in summary.instances]
+print(states.count("exited") > 3 and states.count("failed") > 3 and states.count("exited") + states.count("failed") == 20)
+"""
+    done = run(tmp_path, body)
+    assert done.stdout == "True\n" and "Too many open files" in done.stderr, done.stderr
 
 
 def test_many_instances_start_and_stop(tmp_path: Path) -> None:
