@@ -256,19 +256,16 @@ class Worker:
             roots.append(group)
         others = {one for root in roots for one in (root, *_marks.descendants_of(root))}
         if group:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(group, number)  # not reaped, its leader keeps the number
+            _signal_group(group, number)
         for pid in others:
             _marks.signal_run(pid, number, _marks.base(self.settings.pid) + run.number, group)
 
     def _kill(self, run: Run) -> None:
         if run.pid in self.mains:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(run.pid, signal.SIGKILL)
+            _signal_group(run.pid, signal.SIGKILL)
         for pid, mark in self.strays.items():
             if mark == run.number:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)  # a child here, which nobody else reaps
+                _signal_child(pid, signal.SIGKILL)
 
     # --- what has ended ---------------------------------------------------------------------------------------------
 
@@ -308,8 +305,7 @@ class Worker:
             run = self.runs.get(number) if number is not None else None
             # One that nobody can attribute lives as long as any instance does.
             if over or (run and run.stop_by == math.inf) or (number is not None and run is None):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+                _signal_child(pid, signal.SIGKILL)
 
     def _number_of(self, pid: int) -> int | None:
         """Return the number of the run that a process belongs to: by its mark, else by its session."""
@@ -430,6 +426,22 @@ def _told(kind: str, run: Run, now: float) -> str:
 
 
 # --- in /proc -----------------------------------------------------------------------------------------------------
+
+
+def _signal_group(leader: int, number: int) -> None:
+    """Signal a child's group; not reaped, it keeps the number. One that was forked just now leads none yet."""
+    try:
+        os.killpg(leader, number)
+    except ProcessLookupError:
+        _signal_child(leader, number)
+    except PermissionError:  # it became somebody else, as sudo does: it ends when it likes
+        pass
+
+
+def _signal_child(pid: int, number: int) -> None:
+    """Signal a child, which nobody else reaps."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)
 
 
 def _resident(pid: int) -> int:
