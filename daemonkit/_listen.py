@@ -32,6 +32,8 @@ def _bound(one: object, stack: contextlib.ExitStack) -> socket.socket:
     if not isinstance(one, str):
         raise TypeError(f'listen: "host:port", "unix:path" or a socket, not {one!r}')
     if one.startswith("unix:"):
+        if one == "unix:":
+            raise ValueError("listen: 'unix:' has no path")
         return _bound_unix(os.path.abspath(one.removeprefix("unix:")), stack)
     host, colon, port = one.rpartition(":")
     if not colon or not port.isdigit() or int(port) > 65535 or (":" in host and not host.startswith("[")):
@@ -59,7 +61,8 @@ def _bound_unix(path: str, stack: contextlib.ExitStack) -> socket.socket:
     try:
         sock.bind(path)
     except OSError as error:
-        raise OSError(error.errno, f"listen: {error.strerror}", path) from error
+        number = error.errno or errno.ENAMETOOLONG  # Python itself refuses such a path, without one
+        raise OSError(number, f"listen: {error.strerror or error}", path) from error
     info = os.lstat(path)
     stack.callback(_remove_socket, path, info)
     sock.listen(_BACKLOG)

@@ -88,9 +88,9 @@ def end_orphaned() -> None:
 
 
 def _is_orphaned(pid: int, supervisor: int) -> bool:
-    parent, child = _process.identity_of(supervisor), _process.identity_of(pid)
-    # One that is younger has got the number since.
-    return child is not None and (parent is None or parent.started > child.started)
+    started, child = _process.start_of(supervisor), _process.identity_of(pid)
+    # One that is younger has got the number since; one that /proc hides, lives.
+    return child is not None and (started is None or started > child.started)
 
 
 def _namespace_of(pid: int) -> str | None:

@@ -261,13 +261,13 @@ class Instance:
     def _deadline(self, run: Run) -> float:
         if run.stop_by is not None:
             return run.stop_by
-        if not run.up:
-            return run.born + (self.rules.start_timeout if self.rules.wait_ready else self._settling())
-        return run.fed + self.rules.watchdog if self.rules.watchdog is not None else math.inf
+        if not run.up and self.rules.wait_ready:
+            return run.born + self.rules.start_timeout
+        starved = math.inf if self.rules.watchdog is None else run.fed + self.rules.watchdog
+        return starved if run.up else min(self._settled(run), starved)
 
-    def _settling(self) -> float:
-        settled = min(self.rules.min_uptime, _SETTLED)
-        return settled if self.rules.watchdog is None else min(settled, self.rules.watchdog)
+    def _settled(self, run: Run) -> float:
+        return run.born + min(self.rules.min_uptime, _SETTLED)
 
     def tick(self, now: float) -> list[Action]:
         """Do what is due."""
@@ -282,10 +282,10 @@ class Instance:
     def _overdue(self, run: Run, now: float) -> list[Action]:
         if run.stop_by is not None:
             return self._kill(run, run.reason or "stop")
-        if run.up:
-            return [("emit", "watchdog", run), *self._kill(run, "watchdog")]
-        if self.rules.wait_ready:
+        if not run.up and self.rules.wait_ready:
             return self._kill(run, "start-timeout")
+        if self.rules.watchdog is not None and now >= run.fed + self.rules.watchdog:
+            return [("emit", "watchdog", run), *self._kill(run, "watchdog")]
         fed = run.fed
         actions = self.ready(run, now)
         run.fed = fed  # a watchdog without readiness counts from the start

@@ -153,12 +153,17 @@ _PR_SET_CHILD_SUBREAPER: Final = 36
 _libc: Any = None
 
 
-def _prctl(option: int, value: object) -> None:
-    global _libc  # noqa: PLW0603 - ctypes takes 10 ms, which only a supervisor spends; and none of it after a fork
+def load_prctl() -> None:
+    """Load what the rest needs: it takes 10 ms, which only a supervisor spends, and none of it after a fork."""
+    global _libc  # noqa: PLW0603 - a cache
     if _libc is None:
         import ctypes  # noqa: PLC0415 - as above
 
         _libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _prctl(option: int, value: object) -> None:
+    load_prctl()
     if _libc.prctl(option, value, 0, 0, 0) != 0:
         raise OSError(errno.EINVAL, f"prctl({option})")
 

@@ -18,37 +18,26 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
 
-from daemonkit import _command, _fork, _listen, _marks, _process, _pump, _stdio, _users
-from daemonkit._constants import INHERIT, PIPE, STDOUT
-from daemonkit._policy import FINAL, Backoff, Instance, Rules, State
-from daemonkit._worker import Settings, Stream, Worker
+from daemonkit import _fork, _marks, _process, _settings, _stdio
+from daemonkit._policy import FINAL, Backoff, Instance, State
+from daemonkit._worker import Worker
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from types import FrameType
 
     from daemonkit._listen import Listen
     from daemonkit._pump import Pump
+    from daemonkit._settings import Settings
     from daemonkit._stdio import Path, StreamOption
 
 _logger = logging.getLogger("daemonkit")
 
 Kind = Literal["start", "ready", "exit", "gave-up", "reload-failed", "memory", "watchdog"]
-_NOT_PASSED: Final = frozenset(
-    {
-        b"NOTIFY_SOCKET",
-        b"LISTEN_FDS",
-        b"LISTEN_PID",
-        b"LISTEN_FDNAMES",
-        b"WATCHDOG_USEC",
-        b"WATCHDOG_PID",
-    }
-)  # the caller's own
 _BUFFER: Final = 1 << 16
-_FOREVER: Final = 1e12  # seconds; infinity would mean something of its own
 _WORKER_BACKOFF: Final = Backoff(initial=0.1, maximum=10.0)
 
 
@@ -158,49 +147,31 @@ def supervise(  # noqa: PLR0913 - each is an option of its own, and keyword-only
     """
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("supervise() must be called in the main thread: signal handlers are its own")
-    count = _count(instances)
-    rules = _rules(
+    rules = _settings.rules_of(
         restart, success_codes, backoff, min_uptime, max_restarts, stop_timeout, wait_ready, start_timeout, watchdog
     )
     if on_event is not None and not callable(on_event):
         raise TypeError(f"on_event: a callable or None, not {on_event!r}")
-    command, path, argv = _target(target, env, cwd)
-    umask = None if umask == -1 else umask
-    _process.check_number("umask", umask, 0o777)
-    owner = None
-    if user is not None or group is not None:
-        owner = _users.owner_of(user, group, names=("user", "group", "extra_groups"))
     with contextlib.ExitStack() as stack:
-        _stdio.fill_closed(stack)
-        options = {"stdin": stdin, "stdout": stdout, "stderr": stderr}
-        streams = _streams(options, count, umask, stack)
-        logs = {number: stream.path for number, stream in enumerate(streams) if number and stream.path}
-        _process.check_number("log_backups", log_backups, 1 << 30)
-        pumps: dict[tuple[int, int], Pump] = {}
-        if max_bytes := _size("log_max_bytes", log_max_bytes):
-            pumps = _pump.pumps(logs, count, max_bytes, log_backups, umask, owner, stack)
-        else:
-            _check_logs(logs, count, umask)
-        settings = Settings(
-            target=command,
-            path=path,
-            argv=argv,
-            env=_environment(env),
-            cwd=None if cwd is None else os.path.abspath(os.fsdecode(cwd)),
-            umask=umask,
-            owner=owner,
-            streams=streams,
-            pipes={key: pump.writer for key, pump in pumps.items()},
-            listen=tuple(sock.fileno() for sock in _listen.sockets(listen, stack)),
-            cpus=_cpus(cpu_affinity),
-            instances=count,
+        settings, pumps = _settings.settle(
+            target,
+            stack,
             rules=rules,
-            stop_signal=_signal_number(stop_signal),
-            max_memory=_size("max_memory", max_memory),
-            nofile=resource.getrlimit(resource.RLIMIT_NOFILE),
-            pid=os.getpid(),
+            instances=instances,
+            stop_signal=stop_signal,
+            max_memory=max_memory,
+            cpu_affinity=cpu_affinity,
+            listen=listen,
+            cwd=cwd,
+            env=env,
+            user=user,
+            group=group,
+            umask=umask,
+            streams={"stdin": stdin, "stdout": stdout, "stderr": stderr},
+            log_max_bytes=log_max_bytes,
+            log_backups=log_backups,
         )
-        guardian = _Guardian(settings, tuple({id(pump): pump for pump in pumps.values()}.values()), on_event)
+        guardian = _Guardian(settings, pumps, on_event)
         with _signals(guardian):
             return guardian.watch()
 
@@ -241,6 +212,7 @@ class _Guardian:
 
     def watch(self) -> Summary:
         """Keep a worker at work until it is done."""
+        _process.load_prctl()  # once for all workers, and while the library can still be read
         _marks.end_orphaned()
         in_row = 0
         while True:
@@ -458,136 +430,3 @@ def _has_terminal() -> bool:
     except OSError:
         return False
     return True
-
-
-# --- what was asked for -------------------------------------------------------------------------------------------
-
-
-def _check_logs(templates: Mapping[int, str], count: int, umask: int | None) -> None:
-    """Open each log once: that it can't be written is said here, and not at the first start."""
-    for path in {
-        template.replace("{instance}", str(index)) for template in templates.values() for index in range(count)
-    }:
-        os.close(_stdio.open_log(path, umask)[0])
-
-
-def _count(instances: object) -> int:
-    if instances == "auto":
-        return len(os.sched_getaffinity(0))
-    if not isinstance(instances, int) or isinstance(instances, bool):
-        raise TypeError(f'instances: a number or "auto", not {instances!r}')
-    if instances < 1:
-        raise ValueError(f"instances: at least 1, not {instances}")
-    return instances
-
-
-def _rules(  # noqa: PLR0913, PLR0917 - the options
-    restart: object,
-    success_codes: object,
-    backoff: object,
-    min_uptime: object,
-    max_restarts: object,
-    stop_timeout: object,
-    wait_ready: object,
-    start_timeout: object,
-    watchdog: object,
-) -> Rules:
-    if restart not in {"always", "on-failure", "never"}:
-        raise ValueError(f'restart: "always", "on-failure" or "never", not {restart!r}')
-    if isinstance(success_codes, (str, bytes)) or not isinstance(success_codes, Iterable):
-        raise TypeError(f"success_codes: exit statuses, not {success_codes!r}")
-    codes = frozenset(success_codes)
-    if not all(isinstance(code, int) and not isinstance(code, bool) for code in codes):
-        raise TypeError(f"success_codes: exit statuses, not {success_codes!r}")
-    if not isinstance(backoff, Backoff):
-        raise TypeError(f"backoff: a daemonkit.Backoff, not {backoff!r}")
-    if not isinstance(wait_ready, bool):
-        raise TypeError(f"wait_ready: True or False, not {wait_ready!r}")
-    _process.check_number("max_restarts", max_restarts, 1 << 62)
-    return Rules(
-        restart=str(restart),
-        success_codes=codes,
-        backoff=backoff,
-        min_uptime=_seconds("min_uptime", min_uptime),
-        max_restarts=max_restarts,  # type: ignore[arg-type]
-        stop_timeout=_seconds("stop_timeout", stop_timeout, least=0.0),
-        wait_ready=wait_ready,
-        start_timeout=_seconds("start_timeout", start_timeout),
-        watchdog=None if watchdog is None else _seconds("watchdog", watchdog),
-    )
-
-
-def _seconds(name: str, value: object, least: float = math.ulp(0.0)) -> float:
-    _process.check_seconds(name, value)
-    if value is None or value < least:  # type: ignore[operator]
-        raise ValueError(f"{name}: seconds, more than 0, not {value!r}")
-    return min(float(value), _FOREVER)  # type: ignore[arg-type]
-
-
-def _size(name: str, value: int | None) -> int | None:
-    _process.check_number(name, value, 1 << 62)
-    if value == 0:
-        raise ValueError(f"{name}: at least one byte, not 0")
-    return value
-
-
-def _signal_number(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"stop_signal: a signal, as signal.SIGTERM, not {value!r}")
-    if value not in _fork.SIGNALS:
-        raise ValueError(f"stop_signal: no signal {value!r} here")
-    return int(value)
-
-
-def _cpus(affinity: object) -> tuple[int, ...]:
-    if affinity is None:
-        return ()
-    if affinity != "spread":
-        raise ValueError(f'cpu_affinity: "spread" or None, not {affinity!r}')
-    return tuple(sorted(os.sched_getaffinity(0)))
-
-
-def _target(
-    target: object, env: object, cwd: Path | None
-) -> tuple[Callable[[], object] | None, bytes, tuple[bytes, ...]]:
-    if callable(target):
-        return target, b"", ()
-    argv, program = _command.command(target, None, shell=False)
-    environment = _command.environment(env)
-    directory = _command.directory(cwd)
-    return None, _command.find(program, environment, directory), argv
-
-
-def _environment(env: object) -> dict[bytes, bytes]:
-    given = _command.environment(env)
-    own = {name: os.environb[name] for name in _NOT_PASSED if name in os.environb}
-    return {k: v for k, v in (os.environb if given is None else given).items() if own.get(k) != v}
-
-
-def _streams(
-    options: Mapping[str, StreamOption], count: int, umask: int | None, stack: contextlib.ExitStack
-) -> tuple[Stream, Stream, Stream]:
-    found: list[Stream] = []
-    for name, value in options.items():
-        number = _stdio.NAMES.index(name)
-        if value == PIPE and isinstance(value, int):
-            raise ValueError(f"{name}: PIPE has nobody to read it here; give a path or a descriptor")
-        if isinstance(value, (str, bytes, os.PathLike)):
-            _stdio.check_path(name, value)
-            if name == "stdin":
-                for index in range(count):
-                    path = os.fsdecode(value).replace("{instance}", str(index))
-                    os.close(_stdio.open_source(name, path, umask).fd)
-            found.append(Stream(path=os.path.abspath(os.fsdecode(value))))
-            continue
-        if value == INHERIT or (value is None and number):
-            found.append(Stream())
-            continue
-        _stdio.check(name, value)
-        if value == STDOUT and name == "stderr":
-            found.append(found[1] if found[1] != Stream() else Stream(fd=1))
-            continue
-        source = _stdio.open_source(name, value, umask)
-        stack.callback(os.close, source.fd)
-        found.append(Stream(fd=source.fd))
-    return found[0], found[1], found[2]

@@ -9,72 +9,34 @@ alive and has no other parent is a direct child here; killing those brings up th
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import gc
 import logging
 import marshal
 import math
 import os
-import resource
 import select
 import signal
 import socket
 import struct
-import sys
 import time
-import traceback
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from daemonkit import _fork, _marks, _process, _stdio, _users
-from daemonkit._policy import Instance, Rules, Run
+from daemonkit import _fork, _instance, _marks, _process
+from daemonkit._policy import Instance, Run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from daemonkit._policy import Action
+    from daemonkit._settings import Settings
 
 _MEMORY_EVERY: Final = 5.0  # seconds
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _CREDENTIALS: Final = struct.Struct("3i")  # struct ucred of unix(7): pid, uid, gid
-_LISTEN_START: Final = 3  # sd_listen_fds(3)
 _COMMANDS: Final = 16
 _BATCH: Final = 128  # messages in one, far below what a socket takes at once
-
-
-@dataclass(frozen=True)
-class Stream:
-    """What one of an instance's descriptors 0, 1, 2 is opened from, at each start anew."""
-
-    fd: int | None = None
-    path: str | None = None
-    """May have {instance} in it."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What `supervise` was asked for, checked and looked up."""
-
-    target: Callable[[], object] | None
-    path: bytes
-    argv: tuple[bytes, ...]
-    env: dict[bytes, bytes]
-    cwd: str | None
-    umask: int | None
-    owner: _users.Owner | None
-    streams: tuple[Stream, Stream, Stream]
-    pipes: dict[tuple[int, int], int]
-    """The pump's write end of (instance, descriptor)."""
-    listen: tuple[int, ...]
-    cpus: tuple[int, ...]
-    instances: int
-    rules: Rules
-    stop_signal: int
-    max_memory: int | None
-    nofile: tuple[int, int]
-    pid: int
-    """The calling process, whose marks the runs have."""
 
 
 @dataclass
@@ -156,7 +118,8 @@ class Worker:
         due = min(due, self.memory_at)
         if due > now:
             timeout = None if due == math.inf else min(due - now, 3600.0) + 0.0005
-            for fd, _ in self.epoll.poll(timeout):
+            # The calling process's end comes first: nothing is started again after that.
+            for fd, _ in sorted(self.epoll.poll(timeout), key=lambda event: event[0] != self.guardian):
                 self._dispatch(fd)
         now = time.monotonic()
         for instance in self.instances:
@@ -223,9 +186,10 @@ class Worker:
     def _start(self, instance: Instance) -> None:
         number = self.next_mark
         self.next_mark += 1
-        notify = self._notify_socket()
+        notify = None
         try:
-            pid = _fork.fork_child(lambda: _become(self, instance.index, number, notify))
+            notify = self._notify_socket()
+            pid = _fork.fork_child(lambda: self._become(instance.index, number, notify))
         except OSError as error:
             if notify:
                 notify.close()
@@ -243,6 +207,11 @@ class Worker:
             self.epoll.register(notify.fileno(), select.EPOLLIN)
         instance.started(run)
         self._emit("start", run)
+
+    def _become(self, index: int, number: int, notify: socket.socket | None) -> NoReturn:
+        own = {self.epoll.fileno(), self.guardian, *self.settings.pipes.values(), *self.notify}
+        own |= {end.fileno() for end in (self.control, *self.bell, notify) if end}
+        _instance.become(self.settings, index, number, notify.getsockname() if notify else b"", self.pid, own)
 
     def _notify_socket(self) -> socket.socket | None:
         rules = self.settings.rules
@@ -287,19 +256,16 @@ class Worker:
             roots.append(group)
         others = {one for root in roots for one in (root, *_marks.descendants_of(root))}
         if group:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(group, number)  # not reaped, its leader keeps the number
+            _signal_group(group, number)
         for pid in others:
             _marks.signal_run(pid, number, _marks.base(self.settings.pid) + run.number, group)
 
     def _kill(self, run: Run) -> None:
         if run.pid in self.mains:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(run.pid, signal.SIGKILL)
+            _signal_group(run.pid, signal.SIGKILL)
         for pid, mark in self.strays.items():
             if mark == run.number:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)  # a child here, which nobody else reaps
+                _signal_child(pid, signal.SIGKILL)
 
     # --- what has ended ---------------------------------------------------------------------------------------------
 
@@ -339,8 +305,7 @@ class Worker:
             run = self.runs.get(number) if number is not None else None
             # One that nobody can attribute lives as long as any instance does.
             if over or (run and run.stop_by == math.inf) or (number is not None and run is None):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+                _signal_child(pid, signal.SIGKILL)
 
     def _number_of(self, pid: int) -> int | None:
         """Return the number of the run that a process belongs to: by its mark, else by its session."""
@@ -455,12 +420,28 @@ def _told(kind: str, run: Run, now: float) -> str:
         case "watchdog":
             return f"has not sent WATCHDOG=1 for {instance.rules.watchdog:g} s, so it is killed"
         case "gave-up":
-            return f"was the last of {instance.in_row} restarts in a row, so the instance is given up"
+            return f"was the last run: {instance.rules.max_restarts} restarts in a row are allowed, so it is given up"
         case _:
             return _TOLD[kind]
 
 
 # --- in /proc -----------------------------------------------------------------------------------------------------
+
+
+def _signal_group(leader: int, number: int) -> None:
+    """Signal a child's group; not reaped, it keeps the number. One that was forked just now leads none yet."""
+    try:
+        os.killpg(leader, number)
+    except ProcessLookupError:
+        _signal_child(leader, number)
+    except PermissionError:  # it became somebody else, as sudo does: it ends when it likes
+        pass
+
+
+def _signal_child(pid: int, number: int) -> None:
+    """Signal a child, which nobody else reaps."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)
 
 
 def _resident(pid: int) -> int:
@@ -470,114 +451,3 @@ def _resident(pid: int) -> int:
             return int(file.read().split()[1]) * _PAGE
     except OSError:
         return 0
-
-
-# --- in the instance ----------------------------------------------------------------------------------------------
-
-
-def _become(worker: Worker, index: int, number: int, notify: socket.socket | None) -> NoReturn:
-    """Become an instance: what lies between the fork and the exec."""
-    settings = worker.settings
-    try:
-        os.setsid()
-        _open_streams(settings, index)
-        environment = _environment(settings, index, notify.getsockname() if notify else b"")
-        if settings.cpus:
-            os.sched_setaffinity(0, {settings.cpus[index % len(settings.cpus)]})
-        if settings.target:
-            _undo_own(worker)
-        if settings.listen:
-            _pass_sockets(settings.listen)
-        if settings.umask is not None:
-            os.umask(settings.umask)
-        if settings.cwd is not None:
-            os.chdir(settings.cwd)
-        _set_limits(settings, number)
-        if settings.owner:
-            _users.change_owner(settings.owner)
-        _process.die_with_parent()  # after the change of user, which would undo it: prctl(2)
-        if os.getppid() != worker.pid:
-            os._exit(1)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        if settings.target:
-            _call(settings.target, environment)
-        os.execve(settings.path, settings.argv, environment)  # noqa: S606 - no shell is what is wanted
-    except BaseException as error:  # noqa: BLE001 - the last thing this process does
-        text = f"daemonkit: instance {index} was not started: {''.join(traceback.format_exception_only(error))}"
-        os.write(2, text.encode(errors="backslashreplace"))
-        os._exit(127 if isinstance(error, FileNotFoundError) else 126)
-
-
-def _open_streams(settings: Settings, index: int) -> None:
-    for number, stream in enumerate(settings.streams):
-        if (number, index) in settings.pipes:
-            fd = settings.pipes[number, index]
-        elif stream.path is not None:
-            path = stream.path.replace("{instance}", str(index))
-            fd = _stdio.open_source(_stdio.NAMES[number], path, settings.umask).fd
-            if settings.owner and number:
-                with contextlib.suppress(OSError):
-                    os.fchown(fd, settings.owner.uid, settings.owner.gid)
-        elif stream.fd is not None:
-            fd = stream.fd
-        else:
-            continue
-        os.dup2(fd, number)
-
-
-def _environment(settings: Settings, index: int, address: bytes | str) -> dict[bytes, bytes]:
-    environment = {**settings.env, b"DAEMONKIT_INSTANCE": b"%d" % index}
-    if settings.listen:
-        environment[b"LISTEN_FDS"] = b"%d" % len(settings.listen)
-        environment[b"LISTEN_PID"] = b"%d" % os.getpid()
-    if address:
-        environment[b"NOTIFY_SOCKET"] = b"@" + os.fsencode(address)[1:]
-    if settings.rules.watchdog is not None:
-        environment[b"WATCHDOG_USEC"] = b"%d" % math.ceil(settings.rules.watchdog * 1e6)
-    return environment
-
-
-def _undo_own(worker: Worker) -> None:
-    """Undo what is the worker's, as an exec would: a callable has what the caller had open, and no more."""
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    worker.epoll.close()
-    for end in (worker.control, *worker.bell, *(notify for notify, _ in worker.notify.values())):
-        end.close()
-    for fd in {worker.guardian, *worker.settings.pipes.values()}:
-        os.close(fd)
-
-
-def _pass_sockets(fds: tuple[int, ...]) -> None:
-    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _LISTEN_START + len(fds)) for fd in fds]
-    for number, fd in enumerate(high, _LISTEN_START):
-        os.dup2(fd, number)
-        os.close(fd)
-
-
-def _set_limits(settings: Settings, number: int) -> None:
-    resource.setrlimit(resource.RLIMIT_NOFILE, settings.nofile)
-    _marks.put(_marks.base(settings.pid) + number)  # where it can't be, its session tells whose it is
-
-
-def _call(target: Callable[[], object], environment: dict[bytes, bytes]) -> NoReturn:
-    """Run a Python callable as a program: its return is status 0, an exception status 1."""
-    os.environb.clear()
-    os.environb.update(environment)
-    _stdio.rebind()
-    status = 1
-    try:
-        target()
-        status = 0
-    except SystemExit as error:
-        if error.code is None or isinstance(error.code, int):
-            status = (error.code or 0) & 0xFF
-        else:
-            sys.stderr.write(f"{error.code}\n")
-    except BaseException:  # noqa: BLE001 - as an interpreter would end
-        traceback.print_exc()
-    finally:
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):
-                stream.flush()
-        os._exit(status)

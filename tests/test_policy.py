@@ -122,6 +122,23 @@ def test_a_watchdog_that_falls_silent_is_killed_and_restarted() -> None:
     assert ("watchdog", first) in world.events and len(world.starts) == 2
 
 
+def test_a_watchdog_counts_from_the_start_where_nothing_is_said_of_readiness() -> None:
+    instance = Instance(0, Rules(watchdog=0.3))
+    run = Run(instance, 0, 1, born=10.0)
+    instance.started(run)
+    instance.fed(run, 10.2)
+    assert instance.next_time() == 10.5 and not instance.tick(10.4)
+    assert instance.tick(10.5) == [("emit", "watchdog", run), ("kill", run)]  # and it was never up
+
+
+def test_a_run_that_was_not_looked_at_in_time_was_good_all_the_same() -> None:
+    instance = Instance(0, Rules(), in_row=7)
+    run = Run(instance, 0, 1, born=10.0)
+    instance.started(run)
+    instance.exited(run, 1)
+    assert instance.emptied(run, 11.5) == [("start", instance)]  # at once
+
+
 def test_stopping_escalates() -> None:
     world = World(Rules(stop_timeout=3.0))
     run = world.alive[0]

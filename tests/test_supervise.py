@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import select
@@ -156,8 +157,9 @@ supervise([{sys.executable!r}, "probe.py"], instances=2, umask=0o27, cpu_affinit
 
 def test_an_exact_environment_and_a_directory(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
-    body = """supervise(["/bin/sh", "-c", "pwd > out; env | sort >> out"], env={"A": "b"}, cwd="sub")"""
-    with supervising(tmp_path, body) as supervisor:
+    body = """supervise(["/bin/sh", "-c", "pwd > out; env | sort >> out"], cwd="sub",
+    env={"A": "b", "NOTIFY_SOCKET": os.environ["NOTIFY_SOCKET"]})"""
+    with supervising(tmp_path, body, env={**os.environ, "NOTIFY_SOCKET": "/nowhere"}) as supervisor:
         assert supervisor.process.wait(PATIENCE) == 0
     lines = (tmp_path / "sub" / "out").read_text().split()
     assert lines[0] == str(tmp_path / "sub") and {"A=b", "DAEMONKIT_INSTANCE=0"} <= set(lines)
@@ -221,8 +223,13 @@ def test_nothing_is_left_of_an_instance_whatever_it_started(tmp_path: Path, how:
             supervisor.process.kill()
             mains = {start["pid"] for start in starts}
             eventually(lambda: not any(map(alive, mains)))
-            for stray in _tree() - before:  # those that left their session have nobody left to end them
-                os.kill(stray, signal.SIGKILL)
+            # The caller is a zombie still.
+            left = _tree() - before  # those that left their session have nobody left to end them, until a new start
+            bystander = subprocess.Popen(["sleep", "1000"])
+            assert run(tmp_path, "daemonkit.supervise(['true'])").returncode == 0
+            assert not left & _tree() and alive(bystander.pid)
+            bystander.kill()
+            bystander.wait()
         eventually(lambda: not _tree() - before)
 
 
@@ -246,6 +253,85 @@ own.kill(); own.wait()
             os.kill(pid, signal.SIGKILL)
 
 
+def test_orphans_of_the_callers_own_children_do_not_come_to_it(tmp_path: Path) -> None:
+    body = """
+import subprocess
+own = subprocess.Popen(["sh", "-c", "(sh -c 'sleep 0.2; touch ended' &)"])
+supervise(["sh", "-c", "until test -e ended; do sleep 0.05; done"])
+own.wait()
+try:
+    os.waitpid(-1, 0)
+except ChildProcessError:
+    open("none", "w").close()
+"""
+    with supervising(tmp_path, body) as supervisor:
+        assert supervisor.process.wait(PATIENCE) == 0
+    assert (tmp_path / "none").exists()
+
+
+def test_another_supervisor_goes_on_when_one_starts_or_is_killed(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    with supervising(tmp_path / "one", "supervise(['sleep', '1000'], instances=2)") as one:
+        first = {event["pid"] for event in one.until("start", 2)}
+        with supervising(tmp_path / "two", "supervise(['sleep', '1000'])") as two:
+            two.until("start")
+            os.kill(two.worker, signal.SIGKILL)
+            two.until("start", 2)
+            assert all(map(alive, first))
+            two.stop()
+        assert all(map(alive, first)) and len(one.events("start")) == 2
+        one.stop()
+
+
+GRACEFUL = "trap 'sleep 0.2; echo $$ >> finished; exit 0' TERM; echo $$ >> up; while :; do sleep 0.02; done"
+
+
+def test_a_supervisor_under_another_stops_in_order(tmp_path: Path) -> None:
+    harness.write(tmp_path, f"daemonkit.supervise(['sh', '-c', {GRACEFUL!r}], instances=2)", "inner.py")
+    with supervising(tmp_path, f"supervise([{sys.executable!r}, 'inner.py'])") as supervisor:
+        eventually(lambda: len(pids(tmp_path, "up")) == 2)
+        assert supervisor.stop()["instances"][0]["exitcode"] == 0
+    assert sorted(pids(tmp_path, "finished")) == sorted(pids(tmp_path, "up"))
+
+
+def test_a_signal_to_everything_stops_it_in_order(tmp_path: Path) -> None:
+    with supervising(tmp_path, f"supervise(['sh', '-c', {GRACEFUL!r}])") as supervisor:
+        eventually(lambda: pids(tmp_path, "up"))
+        os.kill(supervisor.worker, signal.SIGTERM)
+        assert supervisor.stop()["instances"][0] == {"index": 0, "starts": 1, "exitcode": 0, "state": "stopped"}
+    assert pids(tmp_path, "finished") == pids(tmp_path, "up")
+
+
+def test_one_that_is_stopped_as_it_starts_loses_no_signal(tmp_path: Path) -> None:
+    body = """
+def on_event(event):
+    os.kill(os.getpid(), signal.SIGTERM)
+begun = time.monotonic()
+summary = daemonkit.supervise(["sleep", "1000"], on_event=lambda event: event.kind == "start" and on_event(event),
+    stop_timeout=1000)
+print(summary.instances[0].exitcode)
+"""
+    assert run(tmp_path, body).stdout == f"{-signal.SIGTERM}\n"
+
+
+def test_nohup_lets_it_outlive_its_terminal(tmp_path: Path) -> None:
+    body = "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + f"supervise(['sh', '-c', {BEAT!r}], min_uptime=0.1)"
+    program = harness.write(tmp_path, SUPERVISE + body)
+    terminal = harness.Terminal([sys.executable, program], tmp_path)
+    first = eventually(lambda: pids(tmp_path, "started.0"))[0]
+    parent = int(Path(f"/proc/{first}/stat").read_text().rpartition(")")[2].split()[1])
+    caller = int(Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[1])
+    terminal.hang_up()
+    select.select([], [], [], 0.3)
+    assert alive(first) and alive(caller)
+    os.kill(caller, signal.SIGHUP)
+    eventually(lambda: len(pids(tmp_path, "started.0")) == 2)
+    os.kill(caller, signal.SIGTERM)
+    eventually((tmp_path / "summary").exists)
+    os.waitpid(terminal.pid, 0)
+
+
 def test_the_pidfile_is_free_once_the_calling_process_is_killed(tmp_path: Path) -> None:
     body = """
 with daemonkit.PidFile("app.pid"):
@@ -260,6 +346,68 @@ with daemonkit.PidFile("app.pid"):
         eventually(lambda: not alive(pid))
 
 
+@pytest.mark.parametrize("kind", ["command", "callable"])
+def test_in_a_daemon_nobody_but_the_caller_has_the_lock_and_sighup_opens_the_log_anew(
+    tmp_path: Path, kind: str
+) -> None:
+    (tmp_path / "probe.py").write_text(harness.PRELUDE + "print('here', flush=True); report(); wait()")
+    body = f"""
+def target():
+    print("here"); report(); wait()
+target = target if {kind!r} == "callable" else [{sys.executable!r}, "probe.py"]
+with daemonkit.detached(pidfile="app.pid", stdout="log", stderr=daemonkit.STDOUT, working_directory="."):
+    daemonkit.supervise(target, min_uptime=0.1)
+"""
+    assert run(tmp_path, body).returncode == 0
+    pid = daemonkit.status(tmp_path / "app.pid").pid
+    assert pid
+    first = harness.reported(tmp_path)
+    paths = {entry["path"] for entry in first["fds"].values()}
+    assert not any("app.pid" in path or "pidfd" in path or "epoll" in path or "socket" in path for path in paths)
+    (worker,) = children(pid)
+    assert not any("app.pid" in os.readlink(f"/proc/{worker}/fd/{fd}") for fd in os.listdir(f"/proc/{worker}/fd"))
+    (tmp_path / "log").rename(tmp_path / "log.1")
+    daemonkit.send_signal(tmp_path / "app.pid", signal.SIGHUP)
+    eventually(lambda: "here" in (tmp_path / "log").read_text())
+    eventually(lambda: not alive(first["pid"]))
+    second = eventually(lambda: (now := harness.reported(tmp_path)["pid"]) != first["pid"] and now)
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: not daemonkit.status(tmp_path / "app.pid") and not alive(second))
+    os.waitpid(pid, 0)
+
+
+def test_a_terminal_that_goes_stops_it(tmp_path: Path) -> None:
+    program = harness.write(tmp_path, SUPERVISE + f"supervise(['sh', '-c', {GRACEFUL!r}])")
+    terminal = harness.Terminal([sys.executable, program], tmp_path)
+    eventually(lambda: pids(tmp_path, "up"))
+    terminal.hang_up()
+    eventually((tmp_path / "summary").exists)
+    os.waitpid(terminal.pid, 0)
+    assert pids(tmp_path, "finished") == pids(tmp_path, "up")
+
+
+def test_a_reload_that_is_asked_for_again_meanwhile_is_done_again(tmp_path: Path) -> None:
+    with supervising(tmp_path, "supervise(['sleep', '1000'], instances=2, min_uptime=0.2)") as supervisor:
+        supervisor.until("ready", 2)
+        supervisor.process.send_signal(signal.SIGHUP)
+        supervisor.until("start", 3)
+        supervisor.process.send_signal(signal.SIGHUP)
+        supervisor.process.send_signal(signal.SIGHUP)
+        supervisor.until("exit", 3)  # twice the one that had begun, once the other
+        summary = supervisor.stop()
+        assert [record["starts"] for record in summary["instances"]] == [3, 2]
+
+
+def test_a_crash_loop_does_not_run_hot_also_after_a_good_run(tmp_path: Path) -> None:
+    once = "test -e once && exit 1; touch once; sleep 0.5; exit 1"
+    with supervising(tmp_path, f"supervise(['sh', '-c', {once!r}], min_uptime=0.3)") as supervisor:
+        starts = supervisor.until("start", 5)
+        gaps = [after["time"] - before["time"] for before, after in itertools.pairwise(starts[1:])]
+        assert starts[1]["time"] - supervisor.events("exit")[0]["time"] < 0.1
+        assert all(gap >= least for gap, least in zip(gaps, (0.1, 0.2, 0.4), strict=False))
+        supervisor.stop()
+
+
 def test_a_stop_escalates_and_gives_the_whole_group_its_time(tmp_path: Path) -> None:
     (tmp_path / "inner").write_text(
         "trap 'sleep 0.3; echo done > finished; exit' TERM\ntouch up\nwhile :; do sleep 0.05; done\n"
@@ -270,6 +418,16 @@ def test_a_stop_escalates_and_gives_the_whole_group_its_time(tmp_path: Path) -> 
         summary = supervisor.stop()
     assert summary["exitcode"] == 0
     assert (tmp_path / "finished").read_text() == "done\n"
+
+
+def test_without_an_end_to_the_stop_timeout_what_left_the_group_has_its_time_too(tmp_path: Path) -> None:
+    (tmp_path / "inner").write_text(GRACEFUL)
+    with supervising(
+        tmp_path, "supervise(['sh', '-c', 'setsid sh inner; :'], stop_timeout=float('inf'))"
+    ) as supervisor:
+        eventually(lambda: pids(tmp_path, "up"))
+        supervisor.stop()
+    assert pids(tmp_path, "finished") == pids(tmp_path, "up")
 
 
 def test_one_that_ignores_the_stop_signal_is_killed(tmp_path: Path) -> None:
@@ -306,6 +464,23 @@ def test_with_wait_ready_an_instance_is_up_when_one_of_its_processes_says_so(tmp
     with supervising(tmp_path, body) as supervisor:
         pid = supervisor.until("ready")[0]["pid"]
         assert supervisor.events("start")[0]["pid"] == pid
+        supervisor.stop()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
+@pytest.mark.parametrize("user", [None, 65534])
+def test_a_process_of_another_user_can_say_that_its_instance_is_up(tmp_path: Path, user: int | None) -> None:
+    body = f"""
+{READY}
+def target():
+    if os.fork() == 0:
+        os.getuid() or os.setresuid(65533, 65533, 65533)
+        say(b"READY=1")
+    signal.pause()
+supervise(target, wait_ready=True, user={user})
+"""
+    with supervising(tmp_path, body) as supervisor:
+        assert supervisor.until("ready")
         supervisor.stop()
 
 
@@ -433,6 +608,22 @@ def test_sockets_are_bound_once_and_handed_on(tmp_path: Path, listen: str) -> No
     assert not (tmp_path / "sock").exists()
 
 
+def test_a_socket_that_was_handed_in_comes_once_and_stays_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "probe.py").write_text(harness.PRELUDE + "report(env=dict(os.environ))")
+    body = f"""
+sock = socket.create_server(("127.0.0.1", 0)); sock.settimeout(3); os.set_inheritable(sock.fileno(), True)
+high = socket.socket(fileno=os.dup2(sock.detach(), 77)); high.settimeout(3)
+supervise([{sys.executable!r}, "probe.py"], listen=[high, high])
+assert high.gettimeout() == 3 and os.get_inheritable(77) and not os.get_blocking(77)
+"""
+    with supervising(tmp_path, body) as supervisor:
+        assert supervisor.process.wait(PATIENCE) == 0, supervisor.errors.read_text()
+    facts = harness.reported(tmp_path)
+    assert facts["env"]["LISTEN_FDS"] == "2" and facts["env"]["LISTEN_PID"] == str(facts["pid"])
+    assert [facts["fds"][fd]["path"][:6] for fd in (3, 4)] == ["socket"] * 2
+    assert set(facts["fds"]) == {0, 1, 2, 3, 4, 5}  # the last is the report's
+
+
 def test_a_live_unix_socket_is_refused_and_a_stale_one_replaced(tmp_path: Path) -> None:
     path = tmp_path / "sock"
     with socket.socket(socket.AF_UNIX) as server:
@@ -465,6 +656,23 @@ def test_rotation_loses_and_splits_no_line(tmp_path: Path) -> None:
     assert len(files) > 10 and all(path.stat().st_size <= 50_000 for path in files)
     lines = "".join(path.read_text() for path in files).splitlines()
     assert lines == [f"{pid} {n}" for pid in pids for n in range(20000)]
+
+
+def test_what_is_no_file_is_not_rotated(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    body = """supervise(["seq", "1000"], stdout="fifo", log_max_bytes=500)"""
+    with supervising(tmp_path, body) as supervisor:
+        assert supervisor.process.wait(PATIENCE) == 0, supervisor.errors.read_text()
+        assert os.read(reader, 1 << 16).split() == [b"%d" % n for n in range(1, 1001)]
+    os.close(reader)
+    assert [path.name for path in tmp_path.glob("fifo*")] == ["fifo"]
+
+
+def test_a_flood_of_lines_keeps_no_signal_waiting(tmp_path: Path) -> None:
+    with supervising(tmp_path, """supervise(["yes"], stdout="log", log_max_bytes=10_000_000)""") as supervisor:
+        eventually((tmp_path / "log.2").exists)
+        supervisor.stop()
 
 
 def test_backups_beyond_the_number_go(tmp_path: Path) -> None:
@@ -611,6 +819,20 @@ def test_an_idle_supervisor_does_not_wake_up(tmp_path: Path) -> None:
         ("['true'], listen='80'", ValueError),
         ("['true'], listen='no.such.host.invalid:80'", OSError),
         ("['true'], cwd='/no/such'", FileNotFoundError),
+        ("['true'], stdin='/no/such'", FileNotFoundError),
+        ("['true'], stdout='log', max_memory=0", ValueError),
+        ("['true'], stdout='log', listen='80'", ValueError),
+        ("['true'], stdout='log', cpu_affinity='all'", ValueError),
+        ("['true'], backoff=daemonkit.Backoff(initial=-1)", ValueError),
+        ("['true'], backoff=daemonkit.Backoff(factor=0.5)", ValueError),
+        ("['true'], backoff=daemonkit.Backoff(maximum=float('nan'))", ValueError),
+        ("['true'], backoff=daemonkit.Backoff(initial=True)", TypeError),
+        ("['true'], backoff=daemonkit.Backoff(maximum='30')", TypeError),
+        ("['true'], min_uptime=float('nan')", ValueError),
+        ("['true'], restart=['always']", ValueError),
+        ("['true'], listen='unix:'", ValueError),
+        ("['true'], listen='unix:' + 200 * 'x'", OSError),
+        ("['true'], log_backups=None", ValueError),
         ("['true'], stdout='/no/such/log'", FileNotFoundError),
         ("['true'], user='nobody-of-this-name'", LookupError),
         ("['true'], stop_signal=999", ValueError),
@@ -637,6 +859,19 @@ def test_bad_input_is_refused_before_anything_starts(tmp_path: Path, options: st
     )
     assert done.returncode == 0, done.stderr
     assert error.__name__ in done.stdout
+
+
+def test_a_start_for_which_there_is_no_descriptor_is_a_failure_of_that_instance_alone(tmp_path: Path) -> None:
+    body = """
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (16, 16))
+summary = daemonkit.supervise(["sh", "-c", "until test -e go; do sleep 0.05; done"], instances=20, restart="never", wait_ready=True,
+    on_event=lambda event: open("go", "w").close())
+states = [record.state for record in summary.instances]
+print(states.count("exited") > 3 and states.count("failed") > 3 and states.count("exited") + states.count("failed") == 20)
+"""
+    done = run(tmp_path, body)
+    assert done.stdout == "True\n" and "Too many open files" in done.stderr, done.stderr
 
 
 def test_many_instances_start_and_stop(tmp_path: Path) -> None:

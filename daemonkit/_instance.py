@@ -1,0 +1,128 @@
+"""One run of an instance: what lies between the worker's fork and the program."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import math
+import os
+import resource
+import signal
+import sys
+import traceback
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from daemonkit import _marks, _process, _stdio, _users
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from daemonkit._settings import Settings
+
+_LISTEN_START: Final = 3  # sd_listen_fds(3)
+
+
+def become(  # noqa: PLR0913, PLR0917 - what differs from run to run
+    settings: Settings, index: int, number: int, address: bytes | str, parent: int, own: Iterable[int]
+) -> NoReturn:
+    """Become run `number` of an instance, unless the parent is gone; `own` is what the worker has open for itself."""
+    try:
+        os.setsid()
+        _open_streams(settings, index)
+        environment = _environment(settings, index, address)
+        if settings.cpus:
+            os.sched_setaffinity(0, {settings.cpus[index % len(settings.cpus)]})
+        if settings.target:
+            _undo_own(own)
+        if settings.listen:
+            _pass_sockets(settings.listen)
+        if settings.umask is not None:
+            os.umask(settings.umask)
+        if settings.cwd is not None:
+            os.chdir(settings.cwd)
+        _set_limits(settings, number)
+        if settings.owner:
+            _users.change_owner(settings.owner)
+        _process.die_with_parent()  # after the change of user, which would undo it: prctl(2)
+        if os.getppid() != parent:
+            os._exit(1)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        if settings.target:
+            _call(settings.target, environment)
+        os.execve(settings.path, settings.argv, environment)  # noqa: S606 - no shell is what is wanted
+    except BaseException as error:  # noqa: BLE001 - the last thing this process does
+        text = f"daemonkit: instance {index} was not started: {''.join(traceback.format_exception_only(error))}"
+        os.write(2, text.encode(errors="backslashreplace"))
+        os._exit(127 if isinstance(error, FileNotFoundError) else 126)
+
+
+def _open_streams(settings: Settings, index: int) -> None:
+    for number, stream in enumerate(settings.streams):
+        if (number, index) in settings.pipes:
+            fd = settings.pipes[number, index]
+        elif stream.path is not None:
+            path = stream.path.replace("{instance}", str(index))
+            fd = _stdio.open_source(_stdio.NAMES[number], path, settings.umask).fd
+            if settings.owner and number:
+                with contextlib.suppress(OSError):
+                    os.fchown(fd, settings.owner.uid, settings.owner.gid)
+        elif stream.fd is not None:
+            fd = stream.fd
+        else:
+            continue
+        os.dup2(fd, number)
+
+
+def _environment(settings: Settings, index: int, address: bytes | str) -> dict[bytes, bytes]:
+    environment = {**settings.env, b"DAEMONKIT_INSTANCE": b"%d" % index}
+    if settings.listen:
+        environment[b"LISTEN_FDS"] = b"%d" % len(settings.listen)
+        environment[b"LISTEN_PID"] = b"%d" % os.getpid()
+    if address:
+        environment[b"NOTIFY_SOCKET"] = b"@" + os.fsencode(address)[1:]
+    if settings.rules.watchdog is not None:
+        environment[b"WATCHDOG_USEC"] = b"%d" % math.ceil(settings.rules.watchdog * 1e6)
+    return environment
+
+
+def _undo_own(own: Iterable[int]) -> None:
+    """Undo what is the worker's, as an exec would: a callable has what the caller had open, and no more."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for fd in own:
+        os.close(fd)
+
+
+def _pass_sockets(fds: tuple[int, ...]) -> None:
+    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _LISTEN_START + len(fds)) for fd in fds]
+    for number, fd in enumerate(high, _LISTEN_START):
+        os.dup2(fd, number)
+        os.close(fd)
+
+
+def _set_limits(settings: Settings, number: int) -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, settings.nofile)
+    _marks.put(_marks.base(settings.pid) + number)  # where it can't be, its session tells whose it is
+
+
+def _call(target: Callable[[], object], environment: dict[bytes, bytes]) -> NoReturn:
+    """Run a Python callable as a program: its return is status 0, an exception status 1."""
+    os.environb.clear()
+    os.environb.update(environment)
+    _stdio.rebind()
+    status = 1
+    try:
+        target()
+        status = 0
+    except SystemExit as error:
+        if error.code is None or isinstance(error.code, int):
+            status = (error.code or 0) & 0xFF
+        else:
+            sys.stderr.write(f"{error.code}\n")
+    except BaseException:  # noqa: BLE001 - as an interpreter would end
+        traceback.print_exc()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(status)
