@@ -140,7 +140,8 @@ def test_of_two_starts_at_once_one_wins_and_the_other_says_who_did(shell: Shell)
 def test_a_program_that_dies_at_its_start_is_told_with_its_last_lines(shell: Shell) -> None:
     done = shell("start", "bad", "--", "sh", "-c", "echo begun; echo no database >&2; exit 3", status=1)
     *program, own = done.stderr.splitlines(keepends=True)
-    assert program == ["begun\n", "no database\n"]
+    assert program[:2] == ["begun\n", "no database\n"]
+    assert set(program) == set(program[:2])  # it may have been restarted already
     assert "bad" in one_line(own) and "status 3" in own and str(shell.home / "bad.log") in own
     assert shell("status", "bad", status=3).stderr.count("\n") == 1
     assert not (shell.home / "bad.pid").exists() and not (shell.home / "bad.json").exists()
