@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from daemonkit._settings import Settings
     from daemonkit._stdio import Path, StreamOption
 
+_process.load_prctl()  # here, as root's Python may be unreadable once rights were dropped; and once for all workers
+
 _logger = logging.getLogger("daemonkit")
 
 Kind = Literal["start", "ready", "exit", "gave-up", "reload-failed", "memory", "watchdog"]
@@ -212,7 +214,6 @@ class _Guardian:
 
     def watch(self) -> Summary:
         """Keep a worker at work until it is done."""
-        _process.load_prctl()  # once for all workers, and while the library can still be read
         _marks.end_orphaned()
         in_row = 0
         while True:

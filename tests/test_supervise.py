@@ -880,3 +880,17 @@ def test_many_instances_start_and_stop(tmp_path: Path) -> None:
         summary = supervisor.stop()
         assert {record["state"] for record in summary["instances"]} == {"stopped"}
         assert len(supervisor.events("exit")) == 300
+
+
+def test_nothing_is_imported_once_it_was_named(tmp_path: Path) -> None:
+    """Root's Python may be unreadable once rights were dropped."""
+    done = run(
+        tmp_path,
+        """
+        daemonkit.supervise
+        sys.meta_path.clear()
+        summary = daemonkit.supervise(["true"], instances=2, stdout="log", log_max_bytes=1000, wait_ready=False)
+        sys.exit(summary.exitcode)
+        """,
+    )
+    assert done.returncode == 0, done.stderr
