@@ -29,7 +29,7 @@ dist: $(VENV)/.dev
 	$(BIN)/python -m hatchling build
 
 bench: $(VENV)/.bench
-	$(BIN)/python bench/run.py
+	$(BIN)/python bench/run.py $(ARGS)
 
 # Faults, kills, contention, chaos, limits and rubbish, for so many minutes.
 stress: $(VENV)/.dev

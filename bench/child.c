@@ -1,7 +1,7 @@
 /* What is supervised: `child FIFO MODE [ARGUMENT]`, a program that costs next to nothing.
 
    Each process of it writes one line to FIFO as it begins, "ROLE PID NANOSECONDS", so that whoever measures knows when
-   it ran and whom to look for afterwards. Modes: sleep; tree and stubborn (four processes, the latter ignore what asks
+   it ran and whom to look for afterwards. Modes: sleep; ready (says so, and sleeps); tree and stubborn (four processes, the latter ignore what asks
    them to end); crash FILE (ends with status 1 unless FILE is there); log LINES; serve FD-or-PORT. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -145,6 +145,10 @@ int main(int argc, char **argv)
     fifo = argv[1];
     if (!strcmp(mode, "sleep"))
         live_as("main");
+    if (!strcmp(mode, "ready")) {
+        tell_ready();
+        live_as("main");
+    }
     if (!strcmp(mode, "stubborn")) {
         signal(SIGTERM, SIG_IGN);
         signal(SIGINT, SIG_IGN);

@@ -93,6 +93,10 @@ class Peer:
         """Begin a rolling restart."""
         raise NotImplementedError
 
+    def list(self) -> None:
+        """Have its own command print what runs."""
+        raise NotImplementedError
+
     def kill(self) -> None:
         """End its main process as kill -9 does."""
         if self._process:
@@ -172,13 +176,14 @@ class Pm2(Peer):
         with open(os.path.join(_KEPT, "node_modules", "pm2", "package.json"), encoding="utf-8") as file:
             return json.load(file)["version"]
 
-    def run(self, *arguments: str) -> None:
+    def run(self, *arguments: str, cwd: str | None = None) -> None:
         """Run one command of it to its end."""
         with open(os.path.join(self.folder, "peer.log"), "ab") as output:
             environment = {**os.environ, "PM2_HOME": os.path.join(self.folder, "pm2"), "CI": "1"}
             subprocess.run(
                 [self._program(), *arguments],
                 check=True,
+                cwd=cwd,
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -213,7 +218,7 @@ class Pm2(Peer):
         module = "pm2-logrotate"
         for option, value in {"max_size": size, "retain": 100, "workerInterval": 1}.items():
             self.run("set", f"{module}:{option}", str(value))
-        self.run("install", os.path.join(_KEPT, "node_modules", module))
+        self.run("install", ".", cwd=os.path.join(_KEPT, "node_modules", module))
 
     @property
     def root(self) -> int | None:
@@ -228,6 +233,9 @@ class Pm2(Peer):
 
     def reload(self, app: App) -> None:  # noqa: ARG002 - it knows
         self.run("reload", "app")
+
+    def list(self) -> None:
+        self.run("ls")
 
     def kill(self) -> None:
         os.kill(self.root, signal.SIGKILL)
@@ -295,10 +303,16 @@ process_name=%(process_num)d
         port = str(app.port)
         return [os.path.join(self.tools, "child"), self.fifo, "serve", port] if app.port else super().command(app)
 
+    def _control(self, *arguments: str) -> None:
+        command = [os.path.join(_BIN, "supervisorctl"), "-c", os.path.join(self.folder, "supervisord.conf")]
+        subprocess.run([*command, *arguments], check=True, stdout=subprocess.DEVNULL)
+
+    def list(self) -> None:
+        self._control("status")
+
     def reload(self, app: App) -> None:
         for number in range(app.count):
-            command = [os.path.join(_BIN, "supervisorctl"), "-c", os.path.join(self.folder, "supervisord.conf")]
-            subprocess.run([*command, "restart", f"app:{number}"], check=True, stdout=subprocess.DEVNULL)
+            self._control("restart", f"app:{number}")
 
 
 class Circus(_InPython):

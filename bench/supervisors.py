@@ -219,7 +219,9 @@ def _survivor_lines(bench: Bench) -> Iterator[Line]:
         if right == "killed":
             for more, which in (("... its worker process killed", 1), ("... both killed at once", 2)):
                 found = bench.each(more, lambda _, which=which: _after_worker(bench, which), [Daemonkit])
-                yield Line(more, found, "", _RIGHT[right], found[Daemonkit.name] == _RIGHT[right])
+                mains = found[Daemonkit.name].startswith("2/")
+                right_here, holds = ("2 main", mains) if which == 2 else (_RIGHT[right], found[Daemonkit.name] == _RIGHT[right])
+                yield Line(more, found, "", right_here, holds)
 
 
 def _trees(stage: Stage, count: int, since: int = 0) -> None:

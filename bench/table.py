@@ -19,6 +19,13 @@ if TYPE_CHECKING:
 HERE = os.path.dirname(os.path.abspath(__file__))
 SMALL = 20
 """Megabytes of an ordinary caller: an interpreter and a few modules."""
+MISSED = "**missed**"
+_limit = {"rounds": 1 << 30}
+
+
+def be_quick() -> None:
+    """Measure everything a few times only."""
+    _limit["rounds"] = 3
 
 
 def take_turns(rounds: int, contenders: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
@@ -27,7 +34,7 @@ def take_turns(rounds: int, contenders: dict[str, Callable[[], float]]) -> dict[
     A first round does not count: it fills caches.
     """
     results: dict[str, list[float]] = {name: [] for name in contenders}
-    for number in range(rounds + 1):
+    for number in range(min(rounds, _limit["rounds"]) + 1):
         for name, measure in random.sample(list(contenders.items()), len(contenders)):
             seconds = measure()
             if number:
@@ -53,6 +60,9 @@ class Row:
     ratio: str = ""
     goal: str = ""
     met: str = ""
+    peer: str = ""
+    medians: tuple[float, float] | None = None
+    """Ours and the peer's, in seconds."""
 
 
 def against(what: str, ours: list[float], peer: str, theirs: list[float], goal: float | None = None) -> Row:
@@ -66,6 +76,8 @@ def against(what: str, ours: list[float], peer: str, theirs: list[float], goal: 
         f"**{_ratio(ratio)}** ({_ratio(min(ratios))} to {_ratio(max(ratios))})",
         f"<= {_ratio(goal, 'g')} x" if goal else "",
         met(ratio <= goal) if goal else "",
+        peer,
+        (statistics.median(ours), statistics.median(theirs)),
     )
 
 
@@ -115,7 +127,7 @@ def log(text: str) -> None:
 
 def met(holds: bool) -> str:  # noqa: FBT001 - a value, not a switch
     """Say whether a goal was met."""
-    return "yes" if holds else "**missed**"
+    return "yes" if holds else MISSED
 
 
 def _ratio(value: float, form: str = ".2f") -> str:
