@@ -40,7 +40,9 @@ def command_rows(folder: str) -> Iterator[Row]:
         }
         peers = {kind: _begin(stack, kind, folder) for kind in (Pm2, Supervisord)}
         asked |= {kind.name: ask for kind, ask in peers.items() if not isinstance(ask, str)}
-        yield from _asking_rows(take_turns(25, asked), {k.name: ask for k, ask in peers.items() if isinstance(ask, str)})
+        yield from _asking_rows(
+            take_turns(25, asked), {k.name: ask for k, ask in peers.items() if isinstance(ask, str)}
+        )
         yield from _start_rows(stack, stage, folder, Pm2.missing())
 
 
@@ -61,7 +63,9 @@ def _apps(folder: str) -> Iterator[Stage]:
 
 def _run(command: list[str]) -> float:
     begin = time.perf_counter()
-    done = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    done = subprocess.run(
+        command, check=False, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
     elapsed = time.perf_counter() - begin
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} ended with status {done.returncode}: {done.stderr.decode()}")

@@ -165,7 +165,9 @@ class Pm2(Peer):
             return "npm is not installed"
         command = ["npm", "install", "--no-audit", "--no-fund", "--prefix", _KEPT, *_NPM_PACKAGES]
         done = subprocess.run(command, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-        return None if cls._program() else f"npm install failed: {(done.stderr or done.stdout).strip().splitlines()[-1]}"
+        return (
+            None if cls._program() else f"npm install failed: {(done.stderr or done.stdout).strip().splitlines()[-1]}"
+        )
 
     @staticmethod
     def _program() -> str | None:
@@ -368,7 +370,9 @@ class Runit(Peer):
         for number in range(app.count):
             service = os.path.join(self.folder, "service", str(number))
             os.makedirs(service, exist_ok=True)
-            os.chmod(self.write(os.path.join(service, "run"), f"#!/bin/sh\nexec {' '.join(self.command(app))}\n"), 0o755)
+            os.chmod(
+                self.write(os.path.join(service, "run"), f"#!/bin/sh\nexec {' '.join(self.command(app))}\n"), 0o755
+            )
         return ["runsvdir", os.path.join(self.folder, "service")]
 
     def stop(self) -> None:

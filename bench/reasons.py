@@ -5,6 +5,7 @@ from __future__ import annotations
 _REASONS = {
     "`PidFile` acquire + release": "the file appears whole or not at all (`O_TMPFILE`, `linkat`), which alone costs 1.3 x the bare steps; `O_EXCL` would be quicker, but shows readers an empty file and leaves debris after a `kill -9`",
     "`detached()`": "the pages that Python touches are copied in three live processes; `DaemonContext` forks as often, but reports to nobody",
+    "... at `RLIMIT_NOFILE`": "as without the limit: the pages that are copied",
     "`spawn_detached()`": "`os.posix_spawn` itself takes two thirds of the time; the rest is a look whether the program is there, the pidfd and the handle",
     "... with": "a look at the signals in /proc, a look before starting, and the pidfd: 15 to 20 us; quicker through private interfaces alone",
     "... SIG": "a look at the signals in /proc, and the pidfd",

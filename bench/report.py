@@ -44,10 +44,12 @@ def part_of_rows(title: str, rows: Iterable[Row]) -> Part:
         part["rows"].append([row.what, row.ours, row.against, row.ratio, row.goal, row.met])
         _explain(part, row.what, row.met)
         if row.medians:
-            charts[row.what] |= {"daemonkit": 1e3 * row.medians[0], row.peer: 1e3 * row.medians[1]}
-    for what, values in charts.items():
-        if len(values) > 2:
-            part["charts"].append({"title": what, "unit": "ms", "values": values})
+            charts[row.what] |= {"daemonkit": row.medians[0], row.peer: row.medians[1]}
+    for what, seconds in charts.items():
+        if len(seconds) > 2:
+            factor, unit = (1e3, "ms") if seconds["daemonkit"] >= 1e-3 else (1e6, "us")
+            values = {name: factor * value for name, value in seconds.items()}
+            part["charts"].append({"title": what, "unit": unit, "values": values})
     return part
 
 
@@ -152,7 +154,9 @@ def render(name: str, part: Part) -> str:
     if part["charts"]:
         lines += [f"![{part['title']}, as bars](benchmarks/{name}.svg)", ""]
     if part["rows"]:
-        lines += [_row(part["head"]), _row(["---"] * len(part["head"])), *map(_row, part["rows"]), ""]
+        # What is between the two comments other pages include.
+        table = [_row(part["head"]), _row(["---"] * len(part["head"])), *map(_row, part["rows"])]
+        lines += [f"<!-- {name}: table -->", "", *table, "", f"<!-- {name}: end -->", ""]
     lines += [f"- {note}" for note in part["notes"]]
     return "\n".join(lines).rstrip() + "\n"
 

@@ -93,7 +93,6 @@ def _c(_: set[str]) -> Start:
 
 def _tool(*command: str) -> Callable[[set[str]], Start]:
     """Run a tool that launches and ends; whoever adopts the program reaps it."""
-
     program = shutil.which(command[0])
 
     def start() -> None:

@@ -168,7 +168,9 @@ class Stage:
             raise errors[0]
 
 
-def spent(before: dict[tuple[int, str], tuple[float, int]], after: dict[tuple[int, str], tuple[float, int]]) -> tuple[float, int]:
+def spent(
+    before: dict[tuple[int, str], tuple[float, int]], after: dict[tuple[int, str], tuple[float, int]]
+) -> tuple[float, int]:
     """Return what was used between two looks at effort()."""
     both = [(before.get(thread, (0.0, 0)), now) for thread, now in after.items()]
     return sum(now[0] - then[0] for then, now in both), sum(now[1] - then[1] for then, now in both)

@@ -122,7 +122,7 @@ def _size_lines(bench: Bench) -> Iterator[Line]:
         if size > 1:
             lines += [
                 _limited(f"start {size}", _column(columns, "start"), "ms", start_goal),
-                _limited(f"... from the call of `supervise()`", _column(columns, "call"), "ms", start_goal),
+                _limited("... from the call of `supervise()`", _column(columns, "call"), "ms", start_goal),
                 _limited(f"stop {size}", _column(columns, "stop"), "ms", stop_goal),
             ]
     yield from sorted(lines, key=lambda line: line.what.startswith("stop"))
@@ -220,7 +220,9 @@ def _survivor_lines(bench: Bench) -> Iterator[Line]:
             for more, which in (("... its worker process killed", 1), ("... both killed at once", 2)):
                 found = bench.each(more, lambda _, which=which: _after_worker(bench, which), [Daemonkit])
                 mains = found[Daemonkit.name].startswith("2/")
-                right_here, holds = ("2 main", mains) if which == 2 else (_RIGHT[right], found[Daemonkit.name] == _RIGHT[right])
+                right_here, holds = (
+                    ("2 main", mains) if which == 2 else (_RIGHT[right], found[Daemonkit.name] == _RIGHT[right])
+                )
                 yield Line(more, found, "", right_here, holds)
 
 
@@ -458,5 +460,6 @@ def _loop(stage: Stage, seconds: float, since: int) -> list[dict[str, float]]:
     before = stage.effort()
     stage.watch(seconds)
     starts = [report for report in stage.reports[since:] if report.role == "main"]
-    cpu = spent({thread: used for thread, used in before.items()}, {thread: used for thread, used in stage.effort().items() if thread in before})[0]
+    after = {thread: used for thread, used in stage.effort().items() if thread in before}
+    cpu = spent(before, after)[0]
     return [{"starts": float(len(starts)), "cpu": cpu}]
