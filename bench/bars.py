@@ -6,9 +6,9 @@ import math
 from html import escape
 from typing import TypedDict
 
-_WIDTH, _COLUMNS = 400, 2
+_WIDTH, _COLUMNS = 440, 2
 _BAR, _GAP, _HEAD = 18, 6, 34
-_LABEL, _VALUE = 150, 70
+_LABEL, _VALUE = 190, 70
 _OURS, _OTHERS, _TEXT = "#2f8f6b", "#8a93a0", "#767d88"
 """Each has a contrast of 3 and more with white and with black: WCAG 1.4.11; the text of 4."""
 _LOGARITHMIC = 30
@@ -70,7 +70,7 @@ def _lengths(values: list[float]) -> tuple[list[float], str]:
 
 def _short(name: str) -> str:
     name = name.replace("`", "")
-    return name if len(name) <= 22 else f"{name[:21]}…"
+    return name if len(name) <= 28 else f"{name[:27]}…"
 
 
 def _number(value: float) -> str:
