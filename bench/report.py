@@ -117,10 +117,10 @@ _HEADING = """# Benchmarks
 
 `make bench` has measured and written all of this page. To do it again, on a machine that does nothing else:
 
-```console
-$ make bench
-$ make bench ARGS="--only spawn supervisors"
-$ make bench ARGS="--quick"
+```sh
+make bench
+make bench ARGS="--only spawn supervisors"
+make bench ARGS="--quick"
 ```
 
 The second measures some parts and leaves the others as they are; the third is a look whether it all works, and
