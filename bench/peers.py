@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -377,6 +378,12 @@ class Runit(Peer):
 
     def stop(self) -> None:
         self._process.send_signal(signal.SIGHUP)  # at which it ends every runsv: runsvdir(8)
+
+    def close(self) -> None:
+        super().close()
+        services = glob.glob(os.path.join(self.folder, "service", "*"))
+        command = ["sv", "-w", "3", "force-shutdown", *services]  # those that runsvdir, killed, has left
+        subprocess.run(command, check=False, stdout=subprocess.DEVNULL)
 
 
 class InC(Peer):

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from peers import PEERS, App, Daemonkit, InC, Peer
-from stage import Stage, free_port, running, spent, staged
+from stage import ROLES, Stage, free_port, running, spent, staged
 from table import HERE, Line, compile_program, log, middle_of
 
 if TYPE_CHECKING:
@@ -226,9 +226,9 @@ def _survivor_lines(bench: Bench) -> Iterator[Line]:
                 yield Line(more, found, "", right_here, holds)
 
 
-def _trees(stage: Stage, count: int, since: int = 0) -> None:
-    for role in ("main", "group", "setsid", "orphan"):
-        stage.wait_for(count, role, since)
+def _trees(stage: Stage, count: int, since: int = 0, patience: float = 60) -> None:
+    for role in ROLES:
+        stage.wait_for(count, role, since, patience)
 
 
 def _after_kill(bench: Bench, kind: Kind) -> str:
@@ -241,7 +241,8 @@ def _after_kill(bench: Bench, kind: Kind) -> str:
         stage.peer.kill()
         stage.watch(0.2)
         stage.peer.start(app)
-        _trees(stage, 2, since)
+        with contextlib.suppress(TimeoutError):  # runit finds the old ones again, and starts none
+            _trees(stage, 2, since, patience=5)
         stage.watch(3)
         return stage.left()
 
@@ -352,16 +353,26 @@ def _logged(bench: Bench, kind: Kind, count: int, size: int | None) -> dict[str,
 
 
 def _account(paths: list[str], count: int) -> str:
-    """Compare what is in the files with what was written: lines lost, and lines that are none."""
-    found, split = bytearray(count), 0
-    for path in paths:
+    """Compare what is in the files with what was written: lines lost, and lines split between two files."""
+    found, split, rest = bytearray(count), 0, b""
+    for path in sorted(paths, key=_begins_with):
         with open(path, "rb") as file:
-            for line in file:
-                if len(line) == _LINE and line.endswith(_SUFFIX):
+            for piece in file:
+                line, rest = rest + piece, b""
+                if not line.endswith(b"\n"):
+                    split, rest = split + 1, line
+                elif len(line) == _LINE and line.endswith(_SUFFIX):
                     found[int(line[:8])] = 1
-                else:
-                    split += 1
-    return f"{found.count(0)}; {split}"
+    return f"{found.count(0):,}; {split}"
+
+
+def _begins_with(path: str) -> int:
+    """Return the number of the first whole line in a file; the very first may be the end of one."""
+    with open(path, "rb") as file:
+        for line in (file.readline(), file.readline()):
+            if len(line) == _LINE and line.endswith(_SUFFIX):
+                return int(line[:8])
+    return -1
 
 
 # --- a rolling restart --------------------------------------------------------------------------------------------

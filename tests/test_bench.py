@@ -33,8 +33,10 @@ def test_lines_that_are_lost_and_lines_that_are_split_are_counted(tmp_path: Path
     (tmp_path / "app.log").write_bytes(b"".join(lines[4:]))
     paths = [str(path) for path in tmp_path.iterdir()]
     assert account(paths, 10) == "0; 0"
-    (tmp_path / "app.log").write_bytes(b"".join(lines[5:9]) + lines[9][:30])
-    assert account(paths, 10) == "2; 1"
+    (tmp_path / "app.log").write_bytes(lines[4][20:] + b"".join(lines[5:9]))
+    assert account(paths, 10) == "2; 0"
+    (tmp_path / "app.log.1").write_bytes(b"".join(lines[:4]) + lines[4][:20])
+    assert account(paths, 10) == "1; 1"
 
 
 def test_a_picture_is_well_formed_and_names_each_contender_with_its_figure(bench: Bench) -> None:
