@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from html import escape
 from typing import TypedDict
 
@@ -11,8 +10,8 @@ _BAR, _GAP, _HEAD = 18, 6, 34
 _LABEL, _VALUE = 190, 70
 _OURS, _OTHERS, _TEXT = "#2f8f6b", "#8a93a0", "#767d88"
 """Each has a contrast of 3 and more with white and with black: WCAG 1.4.11; the text of 4."""
-_LOGARITHMIC = 30
-"""A larger range than this can't be seen on a plain scale."""
+_LEAST = 1
+"""The width of a bar whose value is too small beside the others to be seen."""
 
 
 class Chart(TypedDict):
@@ -30,7 +29,7 @@ def draw(charts: list[Chart]) -> str:
     for row in rows:
         parts += [_chart(chart, column * _WIDTH, top) for column, chart in enumerate(row)]
         top += max(_height(chart) for chart in row)
-    style = f"font: 12px system-ui, sans-serif; fill: {_TEXT}"
+    style = f"font: 13px system-ui, sans-serif; fill: {_TEXT}"
     size = f'width="{_WIDTH * _COLUMNS}" height="{top}" viewBox="0 0 {_WIDTH * _COLUMNS} {top}"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size} style="{style}">\n{"".join(parts)}</svg>\n'
 
@@ -40,32 +39,19 @@ def _height(chart: Chart) -> int:
 
 
 def _chart(chart: Chart, left: int, top: int) -> str:
-    lengths, scale = _lengths(list(chart["values"].values()))
-    title = escape(f"{chart['title'].replace('`', '')}, {chart['unit']}{scale}")
+    most = max(chart["values"].values()) or 1
+    title = escape(f"{chart['title'].replace('`', '')}, {chart['unit']}")
     lines = [f'<g transform="translate({left},{top})">\n<text x="0" y="18" font-weight="600">{title}</text>\n']
     for number, (name, value) in enumerate(chart["values"].items()):
         y = _HEAD + number * (_BAR + _GAP)
         colour = _OURS if name == "daemonkit" else _OTHERS
-        width = lengths[number] * (_WIDTH - _LABEL - _VALUE)
+        width = max(value / most * (_WIDTH - _LABEL - _VALUE), _LEAST if value else 0)
         lines += [
             f'<text x="{_LABEL - 8}" y="{y + 13}" text-anchor="end">{escape(_short(name))}</text>\n',
             f'<rect x="{_LABEL}" y="{y}" width="{width:.1f}" height="{_BAR}" rx="2" fill="{colour}"/>\n',
             f'<text x="{_LABEL + width + 6:.1f}" y="{y + 13}">{_number(value)}</text>\n',
         ]
     return "".join([*lines, "</g>\n"])
-
-
-def _lengths(values: list[float]) -> tuple[list[float], str]:
-    """Return each bar's length, from 0 to 1, and what is to be said about the scale."""
-    positive = [value for value in values if value > 0]
-    if not positive:
-        return [0.0] * len(values), ""
-    least, most = min(positive), max(positive)
-    if most / least < _LOGARITHMIC:
-        return [value / most for value in values], ""
-    low = math.floor(math.log10(least) - 0.2)
-    span = math.log10(most) - low
-    return [(math.log10(value) - low) / span if value > 0 else 0.0 for value in values], " (log scale)"
 
 
 def _short(name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import sys
 import time
 from collections import defaultdict
@@ -70,7 +71,9 @@ def part_of_lines(title: str, lines: Iterable[Line]) -> Part:
         _explain(part, line.what if line.what == before else f"{before} {line.what}", verdict)
         values = {name: middle_of(found) for name, found in line.results.items() if not isinstance(found, str)}
         if line.unit in _PLOTTED and len(values) > 2:
-            part["charts"].append({"title": before, "unit": line.unit, "values": values})
+            more = "" if line.what == before else f": {line.what.removeprefix('... ')}"
+            title = before if not more else re.split("[:,]", before)[0] + more
+            part["charts"].append({"title": title, "unit": line.unit, "values": values})
     return part
 
 
