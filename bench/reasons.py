@@ -13,6 +13,8 @@ _REASONS = {
     "... 1,000 in a row": "the launched programs fill the processors: C's own figure rises more",
     "`status()`": "building the `Status` object, half a microsecond",
     "`stop()`": "a Python call where C has a system call",
+    "`daemonkit ": "`argparse` and what it imports take about as long as Python itself",
+    "`daemonkit start": "Python starts, forks the daemon, and that its worker: three processes, and the imports of all of them",
     "memory": "two Python processes: the calling one, which the pidfile names, and the worker that it watches over",
     "a crash until it runs again": "what the dead run left is looked for and ended first, also outside its process group",
     "start": "Python starts and imports first; then each instance has a session, a mark and a `NOTIFY_SOCKET` of its own",
