@@ -1,4 +1,4 @@
-"""Daemonkit beside its peers, as ratios from one run: a Markdown table of medians, ranges and goals.
+"""Daemonkit beside its peers: prints each part as it is measured, and writes docs/benchmarks.md and its pictures.
 
 The contenders take turns, and a ratio is the median of the ratios of neighbours, so that a machine that
 drifts or works at something else slows both. A range is from the fastest to the slowest.
@@ -10,6 +10,7 @@ import argparse
 import ctypes
 import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -259,6 +260,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a look whether it works: nothing is put into the report")
     arguments = parser.parse_args()
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what is being measured is ended too
     for name in ("NOTIFY_SOCKET", "SYSTEMD_EXEC_PID"):
         os.environ.pop(name, None)  # the daemons that are measured are not this service
     if arguments.quick:
