@@ -1,4 +1,4 @@
-"""Daemonkit beside its peers, as ratios from one run: a Markdown table of medians, ranges and goals.
+"""Daemonkit beside its peers: prints each part as it is measured, and writes docs/benchmarks.md and its pictures.
 
 The contenders take turns, and a ratio is the median of the ratios of neighbours, so that a machine that
 drifts or works at something else slows both. A range is from the fastest to the slowest.
@@ -10,24 +10,28 @@ import argparse
 import ctypes
 import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from typing import TYPE_CHECKING
 
+import report
+from commands import command_rows
 from control import control_rows
 from lockfile.pidlockfile import PIDLockFile
 from spawns import spawn_rows
-from table import HERE, SMALL, Row, against, alone, compile_helper, free_gigabytes, take_turns, timed
+from supervisors import supervisor_lines
+from table import HERE, SMALL, Row, against, alone, be_quick, compile_helper, free_gigabytes, take_turns, timed
 
 from daemonkit import PidFile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _PR_SET_CHILD_SUBREAPER = 36
 _HIGH_NOFILE = 1_000_000
@@ -238,29 +242,51 @@ def _all_start_rows(folder: str) -> Iterator[Row]:
     yield from large_start_rows(starts, no_c, 4, 7)
 
 
-_GROUPS = {
-    "import": lambda _: import_rows(),
-    "pidfile": _all_pidfile_rows,
-    "detach": _all_start_rows,
-    "spawn": spawn_rows,
-    "control": control_rows,
+_GROUPS: dict[str, tuple[str, Callable[[str], Iterator[Row]]]] = {
+    "import": ("Import", lambda _: import_rows()),
+    "pidfile": ("The pidfile", _all_pidfile_rows),
+    "detach": ("Becoming a daemon", _all_start_rows),
+    "spawn": ("Launching a detached program", spawn_rows),
+    "control": ("Control by pidfile", control_rows),
+    "commands": ("The command", command_rows),
 }
+_SUPERVISORS = "supervisors"
 
 
 def main() -> None:
-    """Print the table line by line, as the measuring goes."""
+    """Measure part by part; print each, and put what was measured in full into the report."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("group", nargs="?", choices=_GROUPS, help="the rows to measure; all by default")
-    group = parser.parse_args().group
+    parser.add_argument("--only", nargs="+", choices=[*_GROUPS, _SUPERVISORS], help="the parts to measure; else all")
+    parser.add_argument("--quick", action="store_true", help="a look whether it works: nothing is put into the report")
+    arguments = parser.parse_args()
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what is being measured is ended too
     for name in ("NOTIFY_SOCKET", "SYSTEMD_EXEC_PID"):
         os.environ.pop(name, None)  # the daemons that are measured are not this service
-    print("| what | daemonkit: median (range) | against | ratio | goal | met |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    # /var/tmp is on a disk also where /tmp is in memory: file-hierarchy(7).
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
-        for row in chain.from_iterable(measure(folder) for name, measure in _GROUPS.items() if group in {name, None}):
-            print(f"| {row.what} | {row.ours} | {row.against} | {row.ratio} | {row.goal} | {row.met} |", flush=True)
+    if arguments.quick:
+        be_quick()
+    for name in arguments.only or [*_GROUPS, _SUPERVISORS]:
+        # /var/tmp is on a disk also where /tmp is in memory: file-hierarchy(7).
+        with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+            part = _measure(name, folder, quick=arguments.quick)
+        print(report.render(name, part), flush=True)
+        if not arguments.quick:
+            report.keep(name, part)
+        _reap_ended()
+
+
+def _measure(name: str, folder: str, *, quick: bool) -> report.Part:
+    if name == _SUPERVISORS:
+        return report.part_of_lines("Keeping programs running", supervisor_lines(folder, quick=quick))
+    title, measure = _GROUPS[name]
+    return report.part_of_rows(title, measure(folder))
+
+
+def _reap_ended() -> None:
+    """Take the statuses of what lost its parent meanwhile."""
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
 
 
 if __name__ == "__main__":

@@ -87,8 +87,13 @@ def _small_rows(small: Caller, no_c: str | None, no_node: str | None) -> Iterato
         "posix_spawn": ("`os.posix_spawn(setsid=True)`", None),
         "popen": ("`Popen(start_new_session=True)`", None),
         "node": ("Node `spawn` detached", 0.25),
+        "setsid": ("`setsid -f`", None),
+        "start-stop-daemon": ("`start-stop-daemon -b`", None),
     }
     reasons = {"c": no_c, "node": no_node}
+    reasons |= {
+        tool: None if shutil.which(tool) else "skipped: not installed" for tool in ("setsid", "start-stop-daemon")
+    }
     with ExitStack() as stack:
         names = ["daemonkit", *(name for name in peers if not reasons.get(name) and name != "node")]
         contenders = {name: partial(small.measure, name, "-", _REPEAT) for name in names}

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import shutil
 import statistics
 import subprocess
+import sys
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,6 +19,13 @@ if TYPE_CHECKING:
 HERE = os.path.dirname(os.path.abspath(__file__))
 SMALL = 20
 """Megabytes of an ordinary caller: an interpreter and a few modules."""
+MISSED = "**missed**"
+_limit = {"rounds": 1 << 30}
+
+
+def be_quick() -> None:
+    """Measure everything a few times only."""
+    _limit["rounds"] = 3
 
 
 def take_turns(rounds: int, contenders: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
@@ -25,7 +34,7 @@ def take_turns(rounds: int, contenders: dict[str, Callable[[], float]]) -> dict[
     A first round does not count: it fills caches.
     """
     results: dict[str, list[float]] = {name: [] for name in contenders}
-    for number in range(rounds + 1):
+    for number in range(min(rounds, _limit["rounds"]) + 1):
         for name, measure in random.sample(list(contenders.items()), len(contenders)):
             seconds = measure()
             if number:
@@ -51,6 +60,9 @@ class Row:
     ratio: str = ""
     goal: str = ""
     met: str = ""
+    peer: str = ""
+    medians: tuple[float, float] | None = None
+    """Ours and the peer's, in seconds."""
 
 
 def against(what: str, ours: list[float], peer: str, theirs: list[float], goal: float | None = None) -> Row:
@@ -64,6 +76,8 @@ def against(what: str, ours: list[float], peer: str, theirs: list[float], goal: 
         f"**{_ratio(ratio)}** ({_ratio(min(ratios))} to {_ratio(max(ratios))})",
         f"<= {_ratio(goal, 'g')} x" if goal else "",
         met(ratio <= goal) if goal else "",
+        peer,
+        (statistics.median(ours), statistics.median(theirs)),
     )
 
 
@@ -74,9 +88,46 @@ def alone(what: str, values: list[float], goal: float, unit: str) -> Row:
     return Row(what, text, goal=f"<= {goal} {unit}", met=met(middle <= goal))
 
 
+@dataclass(frozen=True)
+class Line:
+    """One line of a table with a column per contender, whose cells are values, or a text as it is."""
+
+    what: str
+    results: dict[str, Any] = field(default_factory=dict)
+    unit: str = ""
+    goal: str = ""
+    holds: bool | None = None
+    notes: list[str] = field(default_factory=list)
+    """What is to be said below the table."""
+
+    def cell(self, name: str) -> str:
+        """Return the median and the range of one contender."""
+        found = self.results.get(name, "")
+        if isinstance(found, str):
+            return found
+        texts = [_number(value) for value in (statistics.median(found), min(found), max(found))]
+        return texts[0] if len(found) == 1 or texts[1] == texts[2] else "{} ({} to {})".format(*texts)
+
+
+def middle_of(found: Any) -> float:
+    """Return the median of a contender's values; not a number if it has none."""
+    return math.nan if found is None or isinstance(found, str) else statistics.median(found)
+
+
+def _number(value: float) -> str:
+    if value == int(value) or value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}"
+
+
+def log(text: str) -> None:
+    """Tell whoever waits how far it is."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def met(holds: bool) -> str:  # noqa: FBT001 - a value, not a switch
     """Say whether a goal was met."""
-    return "yes" if holds else "**missed**"
+    return "yes" if holds else MISSED
 
 
 def _ratio(value: float, form: str = ".2f") -> str:
@@ -108,3 +159,13 @@ def free_gigabytes() -> float:
     """Return how much memory can be had without swapping."""
     with open("/proc/meminfo", encoding="ascii") as meminfo:
         return next(int(line.split()[1]) for line in meminfo if line.startswith("MemAvailable")) / (1 << 20)
+
+
+def compile_program(name: str, folder: str) -> str | None:
+    """Compile NAME.c to a program in `folder`; return why not, if so."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        return "skipped: no C compiler (cc)"
+    command = [compiler, "-O2", "-o", os.path.join(folder, name), os.path.join(HERE, f"{name}.c")]
+    done = subprocess.run(command, check=False, capture_output=True)
+    return f"skipped: cc failed: {done.stderr.decode().splitlines()[0]}" if done.returncode else None

@@ -44,7 +44,7 @@ server.serve_forever(0.05)
 server.server_close()
 """,
 }
-HOWTO = Path(__file__).parent.parent / "docs" / "howto" / "supervise.md"
+HOWTO = Path(__file__).parent.parent / "docs" / "howto" / "rolling.md"
 APPS["node"] = HOWTO.read_text().partition("```js\n")[2].partition("```")[0]  # as the page shows it
 COMMANDS = {
     "wsgi": [sys.executable, "-m", "gunicorn", "app:app", "--graceful-timeout", "10"],
