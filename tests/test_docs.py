@@ -51,14 +51,8 @@ PART = re.compile(
     r"|^```console\n(?P<transcript>.*?)^```",
     re.MULTILINE | re.DOTALL,
 )
-LOOKS = {
-    "cat",
-    "grep",
-    "head",
-    "ls",
-    "sort",
-    "tail",
-}  # typed again until they show what they should: a daemon takes time
+# These are typed again until they show what they should: a daemon takes time.
+LOOKS = {"cat", "grep", "head", "ls", "sort", "tail"}
 
 
 class Shell:
@@ -155,9 +149,8 @@ def test_the_house_that_contributors_are_shown_is_the_one_that_is_checked() -> N
     shown = [set(re.findall(r"`(\w+)`", row)) for row in re.findall(r"^\| (`\w+`.*?) \|", text, re.MULTILINE)]
     assert set().union(*shown) == {name for floor in floors for name in floor.split(" | ")}
     order = {name: n for n, names in enumerate(shown) for name in names}
-    assert [order[floor.split(" | ")[0]] for floor in floors] == sorted(
-        order[floor.split(" | ")[0]] for floor in floors
-    )
+    places = [order[name] for floor in floors for name in floor.split(" | ")]
+    assert places == sorted(places), "from the top down"
 
 
 def test_the_demo_shows_what_it_promises(tmp_path: Path) -> None:

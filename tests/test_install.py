@@ -20,7 +20,7 @@ import daemonkit
 ROOT = Path(__file__).parent.parent
 VERSION = daemonkit.__version__
 FILES = ["CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md", "SECURITY.md", "pyproject.toml"]
-DIRECTORIES = [".ci", "bench", "daemonkit", "docs", "examples", "tests"]
+DIRECTORIES = [".ci", "bench", "daemonkit", "docs", "examples", "stress", "tests"]
 
 
 def _run(*command: object, cwd: Path) -> str:
