@@ -97,8 +97,11 @@ def _pidfiles(account: Account, folder: Path) -> None:
         with suppress(daemonkit.NotRunningError):
             daemonkit.send_signal(path, signal.SIGKILL)
             fault = f"a signal was sent for {text!r}"
-        with daemonkit.PidFile(path) as lock:
-            fault = fault or (None if lock.read_pid() == os.getpid() else f"{text!r} is not taken over")
+        try:
+            with daemonkit.PidFile(path) as lock:
+                fault = fault or (None if lock.read_pid() == os.getpid() else f"{text!r} is not taken over")
+        except daemonkit.AlreadyRunningError:  # the courtesy to other tools: it names a process that is older
+            fault = fault or (None if daemonkit.status(path) else f"{text!r} is held by nobody, and can't be had")
         account.count(fault)
 
     check()

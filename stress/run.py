@@ -55,11 +55,14 @@ def main() -> int:
             os.chmod(folder, 0o755)
             run = Run(seconds, random.Random(f"{options.seed} {name}"), Path(folder))
             begun = time.monotonic()
-            part(run)
+            try:
+                part(run)
+            except Exception as error:  # what it had found by then is told all the same
+                run.account(f"{name}: the part itself").count(f"{type(error).__name__}: {error}")
         for account in run.accounts:
             print(account.row(), flush=True)
         accounts += run.accounts
-        notes += [f"- {name}: {note}" for account in run.accounts for note in account.notes]
+        notes.extend(f"- {name}: {note}" for account in run.accounts for note in account.notes)
         notes.append(f"- {name}: {time.monotonic() - begun:.0f} s")
     print("\n" + "\n".join(notes))
     broken = sum(account.lost + account.left for account in accounts)
