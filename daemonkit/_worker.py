@@ -36,6 +36,10 @@ _MEMORY_EVERY: Final = 5.0  # seconds
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _CREDENTIALS: Final = struct.Struct("3i")  # struct ucred of unix(7): pid, uid, gid
 _COMMANDS: Final = 16
+_ORDERS: Final = frozenset(
+    {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2}
+)
+"""What people and service managers send to everything there is."""
 _BATCH: Final = 128  # messages in one, far below what a socket takes at once
 
 
@@ -107,8 +111,9 @@ class Worker:
         signal.set_wakeup_fd(self.bell[1].fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         # The calling process obeys, and says what to do: also where a whole group or everything is signalled. Blocked
-        # and not handled, so that a stop that finds an instance between fork and exec is not lost.
-        signal.pthread_sigmask(signal.SIG_SETMASK, _fork.SIGNALS - {signal.SIGCHLD})
+        # and not handled, so that a stop that finds an instance between fork and exec is not lost; these and no more,
+        # as each instance is told its old mask by names, which takes it as long as all the rest.
+        signal.pthread_sigmask(signal.SIG_SETMASK, {*_ORDERS, self.settings.stop_signal})
         self.epoll.register(self.bell[0].fileno(), select.EPOLLIN)
 
     def _wait(self) -> None:
@@ -209,8 +214,10 @@ class Worker:
         self._emit("start", run)
 
     def _become(self, index: int, number: int, notify: socket.socket | None) -> NoReturn:
-        own = {self.epoll.fileno(), self.guardian, *self.settings.pipes.values(), *self.notify}
-        own |= {end.fileno() for end in (self.control, *self.bell, notify) if end}
+        own: set[int] = set()
+        if self.settings.target:  # an exec closes them
+            own = {self.epoll.fileno(), self.guardian, *self.settings.pipes.values(), *self.notify}
+            own |= {end.fileno() for end in (self.control, *self.bell, notify) if end}
         _instance.become(self.settings, index, number, notify.getsockname() if notify else b"", self.pid, own)
 
     def _notify_socket(self) -> socket.socket | None:
