@@ -108,8 +108,19 @@ _ADD: Final[dict[str, Callable[[argparse.ArgumentParser], object]]] = {
 }
 
 
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    """Return a formatter of the terminal's width, which argparse would import shutil and its compressors for."""
+    try:
+        width = os.get_terminal_size().columns
+    except OSError:
+        width = 80
+    return argparse.RawDescriptionHelpFormatter(prog, width=width - 2)
+
+
 def _parser(verbs: Sequence[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("daemonkit", description="Keep programs running in the background.")
+    parser = argparse.ArgumentParser(
+        "daemonkit", description="Keep programs running in the background.", formatter_class=_formatter
+    )
     parser.add_argument("--version", action="store_true", help="tell the version and end")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     commands = parser.add_subparsers(dest="verb", metavar="COMMAND", prog="daemonkit")  # or it imports shutil for that
@@ -120,7 +131,7 @@ def _parser(verbs: Sequence[str]) -> argparse.ArgumentParser:
             help=what,
             description=f"{what[0].upper()}{what[1:]}.",
             epilog=f"examples:\n  {examples}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=_formatter,
         )
         for part in takes.split():
             _ADD[part](sub)
