@@ -50,8 +50,10 @@ def say():
     os.pwrite(ledger, b"%d\\n" % lines, 0)
 def feed():
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.connect("\\0" + os.environ["NOTIFY_SOCKET"][1:])
-        manager.send(b"WATCHDOG=1")
+        try:
+            manager.sendto(b"WATCHDOG=1", "\\0" + os.environ["NOTIFY_SOCKET"][1:])
+        except OSError:
+            pass  # the worker was killed: this program is about to be
 def stray(how):
     if os.fork() == 0:
         if how != "group": os.setsid()

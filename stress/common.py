@@ -80,11 +80,11 @@ def held_by(directory: Path) -> int | None:
     return daemonkit.status(directory / "pid").pid
 
 
-def strays(before: set[int], expected: set[int]) -> list[int]:
+def strays(before: set[int], belongs: Callable[[int], bool] = lambda _: False) -> list[int]:
     """Return this process's living children (it is a subreaper) that should not be there; wait for what is ending."""
 
     def found() -> list[int]:
-        return [pid for pid in set(harness.children()) - before - expected if harness.alive(pid)]
+        return [pid for pid in set(harness.children()) - before if harness.alive(pid) and not belongs(pid)]
 
     with suppress(AssertionError):
         harness.eventually(lambda: not found(), patience=10)

@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import common
@@ -17,8 +18,6 @@ import harness
 import daemonkit
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from common import Account, Run
 
 FAULTS = {
@@ -186,7 +185,8 @@ def judge(what: str, outcome: Outcome, folder: Path, *, killed: bool) -> str | N
     holds = common.held_by(folder)
     good = outcome.status == 0
     if what == "start":
-        if good and not harness.eventually(lambda: common.held_by(folder), patience=10):
+        # Of a signal, the daemon itself may have died once it had started.
+        if good and not killed and not harness.eventually(lambda: common.held_by(folder), patience=10):
             return "status 0, and nothing runs"
         if not good and not killed and holds:
             return f"status {outcome.status}, and it runs"
@@ -219,16 +219,30 @@ def attempt(run: Run, account: Account, what: str, fault: str, *, killed: bool =
                 broken = broken or _ends(traced)
         except AssertionError as error:
             broken = str(error).splitlines()[0]
-        expected = {pid for pid in (holder, common.held_by(folder)) if pid}
-        if what == "spawn" and traced.caller.poll() == 0:
-            expected |= {int(text) for text in re.findall(r"^\d+$", (folder / "out").read_text(), re.MULTILINE)}
+        told = (
+            set(map(int, re.findall(r"^\d+$", (folder / "out").read_text(), re.MULTILINE)))
+            if what == "spawn"
+            else set()
+        )
+
+        def belongs(pid: int) -> bool:
+            """Tell what runs on by right: the holder, though its caller was killed; what a killed caller had launched."""
+            launched = killed and what.startswith("spawn") and _is_sleep(pid)
+            return pid in {holder, common.held_by(folder), *told} or launched
+
         traced.close()
-        left = common.strays(before, expected)
+        left = common.strays(before, belongs)
         common.end(left)
         account.count(broken and f"{what}, {fault}: {broken}", len(left))
         if left and not broken:
             account.notes[-1] += f": {what}, {fault}"
         _tidy(folder, holder)
+
+
+def _is_sleep(pid: int) -> bool:
+    with suppress(FileNotFoundError):
+        return Path(f"/proc/{pid}/comm").read_text() == "sleep\n"
+    return False
 
 
 def _ends(traced: Traced) -> str | None:

@@ -64,7 +64,7 @@ def attempt(run: Run, account: Account, what: str, limit: str) -> None:
             fault = f"status 1, and it says {text[-200:]!r}"
         if holder:
             daemonkit.stop(folder / "pid")
-        left = common.strays(before, set())
+        left = common.strays(before)
         common.end(left)
         account.count(fault and f"{what}, {limit}: {fault}", len(left))
 
