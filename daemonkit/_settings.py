@@ -218,11 +218,11 @@ def _cpus(affinity: object) -> tuple[int, ...]:
 def _target(
     target: object, env: object, cwd: Path | None
 ) -> tuple[Callable[[], object] | None, bytes, tuple[bytes, ...]]:
+    environment = _command.environment(env)
+    directory = _command.directory(cwd)
     if callable(target):
         return target, b"", ()
     argv, program = _command.command(target, None, shell=False)
-    environment = _command.environment(env)
-    directory = _command.directory(cwd)
     return None, _command.find(program, environment, directory), argv
 
 

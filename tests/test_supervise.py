@@ -819,6 +819,8 @@ def test_an_idle_supervisor_does_not_wake_up(tmp_path: Path) -> None:
         ("['true'], listen='80'", ValueError),
         ("['true'], listen='no.such.host.invalid:80'", OSError),
         ("['true'], cwd='/no/such'", FileNotFoundError),
+        ("lambda: None, cwd='/no/such'", FileNotFoundError),
+        ("lambda: None, env=5", TypeError),
         ("['true'], stdin='/no/such'", FileNotFoundError),
         ("['true'], stdout='log', max_memory=0", ValueError),
         ("['true'], stdout='log', listen='80'", ValueError),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import signal
@@ -84,13 +85,14 @@ def run(settings: Settings, context: DetachedContext, app: App | None, last_line
     tolerant = () if settings.get("restart") == "always" else settings.get("success_codes", (0,))
     journal = Journal(count, tolerant=frozenset(tolerant))
 
-    lines: list[str] = []
+    said: list[list[str]] = []
 
     def on_event(event: Event) -> None:
         journal.take(event)
         if app and journal.failure:
-            lines.extend(last_lines() if not lines else ())
-            os.kill(os.getpid(), signal.SIGTERM)
+            if not said:
+                said.append(last_lines())
+                os.kill(os.getpid(), signal.SIGTERM)  # once: a second one would kill the others
         elif journal.all_up and not journal.state["ready"]:
             _count_as_up(journal, settings, context, app)
         _write_state(journal, app)
@@ -101,7 +103,7 @@ def run(settings: Settings, context: DetachedContext, app: App | None, last_line
     _write_state(journal, app)
     if app and journal.failure:
         app.forget_state()
-        raise SystemExit("\n".join([*lines, journal.failure]))
+        raise SystemExit("\n".join([*itertools.chain(*said), journal.failure]))
     return summary.exitcode
 
 
