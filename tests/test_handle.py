@@ -294,6 +294,7 @@ def test_spawning_in_an_event_loop_with_pipes_as_streams(tmp_path: Path) -> None
         import asyncio
         async def main():
             loop = asyncio.get_running_loop()
+            loop.slow_callback_duration = 60  # on a loaded machine -X dev has something to say of anything
             p = spawn(["sh", "-c", "cat; exit 3"], stdin=PIPE, stdout=PIPE)
             reader = asyncio.StreamReader()
             transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), p.stdout)
