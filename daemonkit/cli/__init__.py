@@ -80,14 +80,31 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     _options.add_options(parser)
 
 
+def _known_names(**_: object) -> list[str]:
+    from daemonkit.cli import _app
+
+    return [app.name for app in _app.apps()]
+
+
+def _add_name(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="the app").completer = _known_names  # type: ignore[attr-defined]
+
+
 def _add_names(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("names", metavar="NAME", nargs="*", help="apps")
+    names = parser.add_argument("names", metavar="NAME", nargs="*", help="apps")
+    names.completer = _known_names  # type: ignore[attr-defined] # argcomplete's
     parser.add_argument("--all", action="store_true", help="all apps")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of lines")
+    return int(text)
 
 
 def _add_logs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-f", "--follow", action="store_true", help="go on as it grows; Ctrl-C ends it")
-    parser.add_argument("-n", "--lines", type=int, default=10, metavar="N", help="how many lines (10)")
+    parser.add_argument("-n", "--lines", type=_count, default=10, metavar="N", help="how many lines (10)")
 
 
 def _add_spawn(parser: argparse.ArgumentParser) -> None:
@@ -96,7 +113,7 @@ def _add_spawn(parser: argparse.ArgumentParser) -> None:
 
 
 _ADD: Final[dict[str, Callable[[argparse.ArgumentParser], object]]] = {
-    "NAME": lambda parser: parser.add_argument("name", metavar="NAME", help="the app"),
+    "NAME": _add_name,
     "NAMES": _add_names,
     "OPTIONS": _add_options,
     "JSON": lambda parser: parser.add_argument("--json", action="store_true", help="as JSON"),

@@ -5,40 +5,66 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, BinaryIO, Final, NoReturn
 
-from daemonkit.cli import _app
 from daemonkit.cli._app import App
 
 if TYPE_CHECKING:
     import argparse
 
 _LOOK: Final = 0.1  # seconds between looks at a file that tells no one when it changes
+_BLOCK: Final = 1 << 16
 
 
 def logs(options: argparse.Namespace) -> int:
     app = App(options.name)
-    app.must_be_known()
     path = app.log()
-    sys.stdout.writelines(_tail(path, options.lines))
-    sys.stdout.flush()
+    if not os.path.exists(path):  # it is all that is left of a start that failed
+        app.must_be_known()
+    file = _open(path)
+    if file:
+        _show(file, _tail_of(file, options.lines))
     if options.follow:
         with contextlib.suppress(KeyboardInterrupt):
-            _follow(path)
+            _follow(path, file)
     return 0
 
 
-def _tail(path: str, count: int) -> list[str]:
-    from collections import deque
-
+def _open(path: str) -> BinaryIO | None:
     try:
-        with open(path, encoding="utf-8", errors="backslashreplace", newline="") as file:
-            return list(deque(file, maxlen=count))
+        return open(path, "rb")
     except FileNotFoundError:
-        return []
+        return None
 
 
-def _follow(path: str) -> NoReturn:
+def _tail_of(file: BinaryIO, count: int) -> int:
+    """Return where the last `count` lines begin; what is before them is not read."""
+    end = position = file.seek(0, os.SEEK_END)
+    if not count:
+        return end
+    missing = count
+    while position:
+        start = max(position - _BLOCK, 0)
+        file.seek(start)
+        block = file.read(position - start)
+        before = len(block) - 1 if position == end else len(block)  # the last line's own end begins no other
+        while (found := block.rfind(b"\n", 0, before)) >= 0:
+            missing -= 1
+            if not missing:
+                return start + found + 1
+            before = found
+        position = start
+    return 0
+
+
+def _show(file: BinaryIO, position: int) -> None:
+    file.seek(position)
+    while part := file.read(_BLOCK):
+        sys.stdout.buffer.write(part)
+    sys.stdout.flush()
+
+
+def _follow(path: str, file: BinaryIO | None) -> NoReturn:
     """Print what is added to the log, across rotation and truncation.
 
     It looks ten times a second: the standard library has no inotify, and a reader is none of the app's business.
@@ -46,28 +72,39 @@ def _follow(path: str) -> NoReturn:
     import threading
 
     pause = threading.Event()
-    file, position = None, _app.size_of(path)
     while True:
-        if file is None:
-            with contextlib.suppress(FileNotFoundError):
-                file = open(path, "rb")  # noqa: SIM115 - for as long as it is the log
-                file.seek(position)
+        rotated = file and not _is_same(file, path)  # before the last look, so that it sees all there is
         if file:
-            rotated = not _is_same(file.fileno(), path)  # before the last look, so that it sees all there is
-            if os.fstat(file.fileno()).st_size < file.tell():
-                file.seek(0)
-            while part := file.read(1 << 16):
-                sys.stdout.buffer.write(part)
-            sys.stdout.buffer.flush()
-            if rotated:
-                file.close()
-                file, position = None, 0
+            _show(file, file.tell() if os.fstat(file.fileno()).st_size >= file.tell() else 0)
+        if not file or rotated:
+            newer = _successor(file, path) if file else _open(path)
+            if newer:
+                if file:
+                    file.close()
+                file = newer
                 continue
         pause.wait(_LOOK)
 
 
-def _is_same(fd: int, path: str) -> bool:
+def _successor(file: BinaryIO, path: str) -> BinaryIO | None:
+    """Return the log that was begun after this one: PATH.2 is followed by PATH.1, that by PATH; None: look again."""
+    number = gap = 0
+    while gap < 2:  # a rotation that is under way makes one
+        number += 1
+        old = f"{path}.{number}"
+        gap = 0 if os.path.exists(old) else gap + 1
+        if _is_same(file, old):
+            newer = _open(f"{path}.{number - 1}" if number > 1 else path)
+            if newer and _is_same(file, old):
+                return newer
+            if newer:  # rotated once more meanwhile
+                newer.close()
+            return None
+    return _open(path)
+
+
+def _is_same(file: BinaryIO, path: str) -> bool:
     try:
-        return os.path.samestat(os.fstat(fd), os.stat(path))
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
     except FileNotFoundError:
         return False
