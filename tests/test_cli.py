@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -164,6 +165,10 @@ def test_a_start_that_fails_leaves_the_app_as_it_was_known(shell: Shell) -> None
         (("start", "web", "--listen", "127.0.0.1:x", "--", "true"), "127.0.0.1:x"),
         (("start", "web", "--log", "/no/such/log", "--", "true"), "/no/such/log"),
         (("start", "web"), "no app web"),
+        (
+            ("start", "web", "--wait-ready", "--start-timeout", "0.1", "--", "sleep", "1000"),
+            "instance 0 was not ready within 0.1 s",
+        ),
         (("stop", "web"), "no app web"),
         (("restart", "web"), "no app web"),
         (("reload", "web"), "no app web"),
@@ -200,6 +205,7 @@ def test_what_fails_is_one_line_and_status_1(shell: Shell, command: tuple[str, .
         ("stop",),
         ("stop", "web", "--all"),
         ("ls", "--", "true"),
+        ("logs", "web", "-n", "-5"),
     ],
 )
 def test_usage_errors_are_status_2(shell: Shell, command: tuple[str, ...]) -> None:
@@ -240,6 +246,17 @@ def test_a_state_that_is_damaged_makes_no_wrong_statement(shell: Shell, text: st
     report = shell.report("web")
     assert (report["state"], report["up"], report["wanted"]) == ("running", None, 1)
     assert "?/1" in shell("ls").stdout
+
+
+@pytest.mark.parametrize("text", ['{"command": ["x"], "instances": [1]}', "[" * 200_000, "\xff"])
+def test_one_damaged_file_does_not_keep_the_others_from_being_listed(shell: Shell, text: str) -> None:
+    shell.start("web")
+    (shell.home / "bad.json").write_text(text, encoding="latin-1")
+    (shell.home / "bad.state").write_text(text, encoding="latin-1")
+    assert [(one["name"], one["state"]) for one in json.loads(shell("ls", "--json").stdout)] == [
+        ("bad", "stopped"),
+        ("web", "running"),
+    ]
 
 
 def test_settings_that_are_damaged_are_told_and_can_be_given_anew(shell: Shell) -> None:
@@ -316,6 +333,12 @@ def test_a_reload_that_fails_says_so_and_the_old_run_stays(shell: Shell) -> None
     assert shell.instances("web") == before and alive(before[0])
 
 
+def test_a_reload_whose_end_nothing_tells_does_not_wait_for_it(shell: Shell) -> None:
+    shell.start("web")
+    (shell.home / "web.state").write_text("rubbish")
+    assert "is told to reload, but not when it is done" in one_line(shell("reload", "web", status=1).stderr)
+
+
 def test_logs_shows_the_last_lines(shell: Shell) -> None:
     shell.start("web", command=("sh", "-c", "for i in 1 2 3 4 5; do echo line $i; done; exec sleep 1000"))
     shown = shell("logs", "web", "-n", 100).stdout
@@ -323,6 +346,37 @@ def test_logs_shows_the_last_lines(shell: Shell) -> None:
     assert "has started" in shown and "is up" in shown
     assert shell("logs", "web", "-n", 1).stdout == shown.splitlines(keepends=True)[-1]
     assert shell("logs", "web", "-n", 0).stdout == ""
+
+
+def test_logs_shows_the_end_of_a_long_log_of_any_bytes(shell: Shell) -> None:
+    shell.start("web")
+    lines = [b"%06d %s" % (number, b"\xff" * (number % 300)) for number in range(5000)]
+    for end in (b"", b"\n"):
+        (shell.home / "web.log").write_bytes(b"\n".join(lines) + end)
+        for count in (1, 2, 700, 4999, 5000, 6000):
+            done = subprocess.run(
+                [*COMMAND, "logs", "web", "-n", str(count)], env=shell.environment, capture_output=True, check=True
+            )
+            assert done.stdout == b"\n".join(lines[-count:]) + end, count
+
+
+def test_logs_follows_a_log_that_is_rotated_several_times_between_two_looks(shell: Shell) -> None:
+    go = shell.folder / "go"
+    program = f"until [ -e {go} ]; do sleep 0.02; done; i=0; while [ $i -lt 3000 ]; do echo line $i; i=$((i+1)); done"
+    shell.start(
+        "web", "--log-max-bytes", 2000, "--log-backups", 100, command=("sh", "-c", f"{program}; exec sleep 1000")
+    )
+    with open(shell.folder / "seen", "wb") as seen:
+        follower = subprocess.Popen([*COMMAND, "logs", "web", "-f"], env=shell.environment, stdout=seen)
+    try:
+        eventually(lambda: b"is up" in (shell.folder / "seen").read_bytes())
+        go.touch()
+        eventually(lambda: b"line 2999\n" in (shell.folder / "seen").read_bytes())
+    finally:
+        follower.send_signal(signal.SIGINT)
+        assert follower.wait(PATIENCE) == 0
+    found = re.findall(rb"^line (\d+)$", (shell.folder / "seen").read_bytes(), re.MULTILINE)
+    assert list(map(int, found)) == list(range(3000))
 
 
 @pytest.mark.parametrize("how", ["rotated", "truncated"])
@@ -386,6 +440,35 @@ def test_spawn_prints_the_pid_of_what_it_launched(shell: Shell) -> None:
     daemonkit.stop(shell.folder / "job.pid")
 
 
+def test_delete_leaves_a_device_that_an_app_logs_to(shell: Shell) -> None:
+    device = shell.folder / "null"
+    try:
+        os.mknod(device, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+    except PermissionError:
+        pytest.skip("needs root, to make a device")
+    shell.start("web", "--log", device)
+    shell("delete", "web")
+    assert device.is_char_device()
+
+
+def test_delete_takes_nothing_of_an_app_whose_name_looks_like_a_rotated_log(shell: Shell) -> None:
+    shell.start("web")
+    shell.start("web.log.1")
+    (shell.home / "web.log.1").write_text("rotated")
+    (shell.home / "web.log.2024.gz").write_text("put there by somebody")
+    shell("delete", "web")
+    assert shell.report("web.log.1")["up"] == 1
+    assert not (shell.home / "web.log.1").exists() and (shell.home / "web.log.2024.gz").exists()
+
+
+def test_the_log_of_a_start_that_failed_can_be_seen_and_deleted(shell: Shell) -> None:
+    shell.start("web", command=("sh", "-c", "echo no database; exit 3"), status=1)
+    assert "no database" in shell("logs", "web").stdout
+    shell("delete", "web")
+    assert list(shell.home.iterdir()) == []
+    shell("delete", "web", status=1)
+
+
 def test_run_is_the_same_in_the_foreground(shell: Shell) -> None:
     done = shell("run", *QUICK, "-i", 2, "--", "sh", "-c", "echo hello $DAEMONKIT_INSTANCE")
     assert sorted(done.stdout.splitlines()) == ["hello 0", "hello 1"]
@@ -413,6 +496,14 @@ def test_a_unit_that_systemd_accepts(shell: Shell) -> None:
     done = subprocess.run(["systemd-analyze", "verify", path], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "Type=notify" in unit and "--instances=2" in unit and "--umask=27" in unit
+
+
+def test_a_unit_finds_the_same_program_as_the_same_user(shell: Shell) -> None:
+    shell.start("web", "--start-timeout", 1000, "--stop-timeout", 2_000_000)
+    unit = shell("unit", "web", env={**shell.environment, "PATH": "/opt/venv/bin:/usr/bin"}).stdout.splitlines()
+    assert "Environment=PATH=/opt/venv/bin:/usr/bin" in unit
+    assert "TimeoutStartSec=1005" in unit and "TimeoutStopSec=2000005" in unit
+    assert not any(line.startswith("User=") for line in unit) or os.geteuid()
 
 
 def test_several_apps_at_once(shell: Shell) -> None:
@@ -506,6 +597,7 @@ cat /dev/zero >{home}/filler 2>/dev/null
 $D start other --min-uptime 0.05 -- sleep 1000; echo start $?
 kill -9 $(sed 's/.*"up": .\\([0-9]*\\).*/\\1/' {home}/web.state)
 $D status web; echo status $?
+timeout 20 $D reload web; echo reload $?
 $D stop web; echo stop $?
 """
 
@@ -520,7 +612,10 @@ def test_a_full_disk_is_an_error_and_disturbs_no_running_app(shell: Shell) -> No
     if done.returncode == 77:
         pytest.skip("no tmpfs can be mounted here")
     assert "start 1\n" in done.stdout and "status 0\n" in done.stdout and "stop 0\n" in done.stdout, done
-    assert "No space left" in one_line(done.stderr)
+    first, second = done.stderr.splitlines()
+    assert "No space left" in first
+    assert "reload 1\n" in done.stdout and "is told to reload" in second
+    assert re.search(r"^web +running +[?]/1 ", done.stdout, re.MULTILINE), done.stdout  # not that the killed one is up
 
 
 def test_ctrl_c_during_a_start_leaves_nothing_and_says_so(shell: Shell) -> None:
@@ -536,6 +631,27 @@ def test_ctrl_c_during_a_start_leaves_nothing_and_says_so(shell: Shell) -> None:
     finally:
         terminal.hang_up()
     assert not list(shell.home.glob("*.pid")) and not list(shell.home.glob("*.json"))
+
+
+def test_an_interrupt_that_only_the_command_gets_ends_the_start(shell: Shell) -> None:
+    command = [*COMMAND, "start", "web", "--wait-ready", "--start-timeout", "1000", "--", "sleep", "1000"]
+    starter = subprocess.Popen(command, env=shell.environment, stderr=subprocess.PIPE, text=True)
+    eventually(lambda: json.loads(shell("ls", "--json").stdout or "[]"))
+    starter.send_signal(signal.SIGINT)
+    assert "interrupted; web was not started" in one_line(starter.communicate(timeout=PATIENCE)[1])
+    assert starter.returncode == 130
+    assert json.loads(shell("ls", "--json").stdout) == []
+
+
+def test_an_app_that_is_being_started_is_listed_and_can_be_stopped(shell: Shell) -> None:
+    command = [*COMMAND, "start", "web", "--wait-ready", "--start-timeout", "1000", "--", "sleep", "1000"]
+    starter = subprocess.Popen(command, env=shell.environment, stderr=subprocess.PIPE, text=True)
+    eventually(lambda: json.loads(shell("ls", "--json").stdout))
+    (report,) = json.loads(shell("ls", "--json").stdout)
+    assert (report["name"], report["state"], report["up"]) == ("web", "starting", 0)
+    shell("stop", "--all")
+    assert "web did not start" in one_line(starter.communicate(timeout=PATIENCE)[1])
+    assert starter.returncode == 1
 
 
 def test_a_terminal_gets_colour_unless_no_color_says_otherwise(shell: Shell) -> None:
@@ -609,3 +725,5 @@ def test_completion_offers_commands_and_options(shell: Shell) -> None:
 
     assert {"start", "stop", "status"} <= set(complete("daemonkit st"))
     assert "--instances" in complete("daemonkit start web --ins")
+    shell.start("web")
+    assert complete("daemonkit stop w") == ["web"] == complete("daemonkit logs w")

@@ -19,6 +19,7 @@ from daemonkit import _pidfile, _process
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import TypeGuard
 
     from daemonkit._pidfile import Holder
 
@@ -61,7 +62,7 @@ class App:
         """Return the supervisor's pid, once a start that is under way is decided; None if that failed."""
         for _ in range(_PATIENCE):
             holder = self.holder()
-            if holder is None or self._state().get("supervisor") == [holder.pid, holder.started]:
+            if holder is None or self._state_of(holder):
                 break
             _process.wait_for_end(holder.pid, _LOOK)
         return holder.pid if holder else None
@@ -69,13 +70,11 @@ class App:
     def settings(self) -> Settings:
         """Return what it was started with. LookupError if there is no such app, ValueError if the file is damaged."""
         try:
-            found = json.loads(_read(f"{self._path}.json"))
+            found = _read_json(f"{self._path}.json")
         except FileNotFoundError:
             raise LookupError(
                 f"there is no app {self.name}; start it with: daemonkit start {self.name} -- CMD"
             ) from None
-        except ValueError:
-            found = None
         if not isinstance(found, dict) or not _is_command(found.get("command")):
             text = f"{self._path}.json is damaged; start it anew with: daemonkit start {self.name} -- CMD"
             raise ValueError(text)
@@ -91,26 +90,33 @@ class App:
             return str(self.settings().get("log") or self.default_log)
         return self.default_log
 
+    def logs(self) -> list[str]:
+        """Return its log and the rotated ones, as far as they are files: a device that it writes to is not its own."""
+        folder, name = os.path.split(self.log())
+        own = re.compile(re.escape(name) + r"(\.[0-9]+)?")
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            return [
+                entry.path
+                for entry in os.scandir(folder)
+                if own.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)
+            ]
+        return []
+
     def forget_state(self) -> None:
-        """Remove the state, as of a start that failed."""
+        """Remove the state: it is of a start that failed, or can't be renewed."""
         with contextlib.suppress(OSError):
             os.unlink(f"{self._path}.state")
 
     def forget(self) -> None:
-        """Remove all that is known of it, with its log; it must not run."""
-        import glob  # which few commands need
-
-        log = self.log()
-        rotated = glob.glob(f"{glob.escape(log)}.[0-9]*")
-        for path in (f"{self._path}.json", f"{self._path}.state", self.pidfile, log, *rotated):
+        """Remove all that is known of it, with its logs; it must not run."""
+        for path in (*self.logs(), f"{self._path}.state", self.pidfile, f"{self._path}.json"):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
 
     def report(self) -> dict[str, Any]:
         """Return how it is: the fields of ``--json`` but for `cpu` and `memory`."""
-        holder, state = self.holder(), self._state()
-        if holder and state.get("supervisor") != [holder.pid, holder.started]:
-            state = {}  # of an earlier run, or damaged: it says nothing about this one
+        holder = self.holder()
+        state = self._state_of(holder) if holder else self._state()
         runs = state.get("instances", ())
         ended = "failed" if state.get("exitcode") else "stopped"
         up = sum(bool(one["up"]) for one in runs)
@@ -125,37 +131,45 @@ class App:
             "uptime": None if uptime is None else round(max(uptime, 0.0), 2),
         }
 
-    def up_pids(self) -> list[int]:
-        """Return the instances' pids, as the supervisor has told them."""
-        return [pid for one in self._state().get("instances", ()) for pid in one["up"]]
-
-    def reloads_failed(self) -> int:
-        """Return how many rolling restarts have failed since it was started."""
-        return int(self._state().get("reloads_failed", 0))
+    def reloads(self) -> tuple[set[int], int] | None:
+        """Return the pids of the instances that are up and how many reloads have failed; None if nothing tells."""
+        holder = self.holder()
+        if not holder or not (state := self._state_of(holder)):
+            return None
+        return {pid for one in state["instances"] for pid in one["up"]}, state["reloads_failed"]
 
     def _wanted(self) -> int | None:
-        with contextlib.suppress(LookupError, ValueError, OSError):
+        with contextlib.suppress(LookupError, ValueError, TypeError, OSError):
             wanted = self.settings().get("instances", 1)
             return len(os.sched_getaffinity(0)) if wanted == "auto" else int(wanted)
         return None
 
     def _state(self) -> dict[str, Any]:
-        with contextlib.suppress(OSError, ValueError):
-            state = json.loads(_read(f"{self._path}.state"))
+        with contextlib.suppress(OSError):
+            state = _read_json(f"{self._path}.state")
             if _is_state(state):
-                return dict(state)
+                return state
         return {}
 
+    def _state_of(self, holder: Holder) -> dict[str, Any]:
+        """Return what this very supervisor wrote: a state that is damaged, or of an earlier run, says nothing of it."""
+        state = self._state()
+        return state if state.get("supervisor") == [holder.pid, holder.started] else {}
+
     def write_state(self, state: Mapping[str, Any]) -> None:
-        """Replace the state; for its supervisor."""
-        _replace(f"{self._path}.state", json.dumps(state))
+        """Replace the state; for its supervisor. OSError if it can't be: then there is none, rather than an old one."""
+        try:
+            _replace(f"{self._path}.state", json.dumps(state))
+        except OSError:
+            self.forget_state()
+            raise
 
 
 def _is_command(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(part, str) for part in value)
 
 
-def _is_state(value: object) -> bool:
+def _is_state(value: object) -> TypeGuard[dict[str, Any]]:
     """Tell whether it is what a supervisor writes: a file that is damaged says nothing."""
     if not isinstance(value, dict) or not isinstance(value.get("instances"), list):
         return False
@@ -183,7 +197,10 @@ def home() -> str:
         return os.path.abspath(given)
     state = os.environ.get("XDG_STATE_HOME", "")
     if not os.path.isabs(state):  # the XDG Base Directory Specification: a relative path is to be ignored
-        state = os.path.join(os.path.expanduser("~"), ".local", "state")
+        user = os.path.expanduser("~")
+        if not os.path.isabs(user):  # no HOME, and nobody in the password database
+            raise LookupError("there is no home directory to keep apps in; give DAEMONKIT_HOME")
+        state = os.path.join(user, ".local", "state")
     return os.path.join(state, "daemonkit")
 
 
@@ -197,10 +214,12 @@ def make_home() -> None:
 
 
 def apps() -> list[App]:
-    """Return all that are known, by name."""
+    """Return all that are known or are being started, by name."""
     with contextlib.suppress(FileNotFoundError):
-        names = {name[:-5] for name in os.listdir(home()) if name.endswith(".json") and _NAME.fullmatch(name[:-5])}
-        return [App(name) for name in sorted(names)]
+        files = set(os.listdir(home()))
+        names = {name for file in files for name, dot, end in [file.rpartition(".")] if end in {"json", "pid"}}
+        known = [App(name) for name in sorted(names) if _NAME.fullmatch(name)]
+        return [app for app in known if f"{app.name}.json" in files or app.is_known]
     return []
 
 
@@ -216,6 +235,14 @@ def _read(path: str) -> bytes:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     with open(fd, "rb") as file:
         return file.read()
+
+
+def _read_json(path: str) -> object:
+    """Return what is in a file, None if that is no JSON."""
+    try:
+        return json.loads(_read(path))
+    except (ValueError, RecursionError):
+        return None
 
 
 def _replace(path: str, text: str) -> None:

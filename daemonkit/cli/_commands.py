@@ -44,10 +44,13 @@ def _launch(app: App, settings: Settings) -> int:
     sys.stdout.flush()
     with _say.progress(f"starting {app.name}"):
         child = _fork.fork_child(lambda: _become(app, settings))
+        pidfd = os.pidfd_open(child)
         try:
             status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         except KeyboardInterrupt:
-            os.waitpid(child, 0)  # which has had it too, and ends what it had begun
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                signal.pidfd_send_signal(pidfd, signal.SIGINT)  # from a terminal it has had it; else it has not
+                os.waitpid(child, 0)  # it ends what it had begun
             _say.say(f"interrupted; {app.name} {'runs' if app.holder() else 'was not started'}")
             return _INTERRUPTED
     if status == 0:
@@ -67,6 +70,8 @@ def _become(app: App, settings: Settings) -> NoReturn:
     """In the child: become the app's supervisor, or say why not; does not return."""
     from daemonkit import STDOUT, AlreadyRunningError, StartError, detached
 
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt_once)
     log = settings.get("log") or app.default_log
     begin = _app.size_of(log)
     status = 1
@@ -97,6 +102,11 @@ def _become(app: App, settings: Settings) -> NoReturn:
     with contextlib.suppress(OSError):
         sys.stdout.flush()
     os._exit(status)
+
+
+def _interrupt_once(number: int, _frame: object) -> None:
+    signal.signal(number, signal.SIG_IGN)  # one may come from the terminal and one from the parent
+    raise KeyboardInterrupt
 
 
 def _supervise(
@@ -155,7 +165,7 @@ def _stop(app: App) -> int:
     from daemonkit import NotRunningError, stop
 
     timeout = 10.0
-    with contextlib.suppress(LookupError, ValueError):
+    with contextlib.suppress(LookupError, ValueError, TypeError):
         timeout = float(app.settings().get("stop_timeout", timeout))
     try:
         with _say.progress(f"stopping {app.name}"):
@@ -171,31 +181,36 @@ def _restart(app: App) -> int:
 
 
 def _delete(app: App) -> int:
-    app.must_be_known()
-    _stop(app)
+    if not app.logs():  # all that is left of a start that failed
+        app.must_be_known()
+    if app.is_known:
+        _stop(app)
     app.forget()
     return 0
 
 
 def _reload(app: App) -> int:
     """Restart its instances one at a time; return once that is done."""
-    from daemonkit import attach, send_signal
+    from daemonkit import attach
 
     app.must_be_known()
     if not app.holder():
         raise _say.Failure(f"{app.name} does not run; start it with: daemonkit start {app.name}")
-    before, failed = set(app.up_pids()), app.reloads_failed()
-    process = attach(app.pidfile)
-    send_signal(app.pidfile, signal.SIGHUP)
+    process, before = attach(app.pidfile), app.reloads()
+    process.send_signal(signal.SIGHUP)
     with _say.progress(f"reloading {app.name}"):
-        while app.reloads_failed() == failed:
-            now = app.up_pids()
-            if before.isdisjoint(now) and (now or not before):
+        while before and (now := app.reloads()):
+            if now[1] != before[1]:
+                text = f"{app.name} was not reloaded: a new run did not come up, and the old one stays; see {app.log()}"
+                raise _say.Failure(text)
+            if before[0].isdisjoint(now[0]) and (now[0] or not before[0]):
                 return 0
-            if process.wait_for_end(_LOOK):
-                raise _say.Failure(f"{app.name} ended during the reload; see {app.log()}")
+            process.wait_for_end(_LOOK)
+    if not process.running:
+        raise _say.Failure(f"{app.name} ended during the reload; see {app.log()}")
     raise _say.Failure(
-        f"{app.name} was not reloaded: a new run did not come up, and the old one stays; see {app.log()}"
+        f"{app.name} is told to reload, but not when it is done: its state can't be read; "
+        f"see whether {_app.home()} is full"
     )
 
 

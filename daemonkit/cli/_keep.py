@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import os
 import signal
 from typing import TYPE_CHECKING, Any, Final
@@ -25,8 +26,11 @@ _logger = logging.getLogger("daemonkit")
 class Journal:
     """Follows the events of a supervisor: who is up, and whether the start has failed."""
 
-    def __init__(self, count: int, *, tolerant: frozenset[int]) -> None:
-        """Expect `count` instances; `tolerant` are the statuses that are no failure at the start."""
+    def __init__(self, count: int, *, tolerant: frozenset[int], timeout: float = math.inf) -> None:
+        """Expect `count` instances; `tolerant` are the statuses that are no failure at the start.
+
+        One that is not ready `timeout` seconds after its start is killed.
+        """
         me = _process.identity()
         self.instances: list[dict[str, Any]] = [{"up": [], "starts": 0, "done": False} for _ in range(count)]
         self.state: dict[str, Any] = {
@@ -35,7 +39,8 @@ class Journal:
             "instances": self.instances,
             "reloads_failed": 0,
         }
-        self._tolerant = tolerant
+        self._tolerant, self._timeout = tolerant, timeout
+        self._begun: dict[int, float] = {}
         self.failure: str | None = None
         """What went wrong before all were up."""
 
@@ -45,6 +50,7 @@ class Journal:
         match event.kind:
             case "start":
                 one["starts"] += 1
+                self._begun[event.pid] = event.time
             case "ready":
                 one["up"].append(event.pid)
             case "exit":
@@ -53,6 +59,7 @@ class Journal:
                 self.state["reloads_failed"] += 1
 
     def _ended(self, one: dict[str, Any], event: Event) -> None:
+        lived = event.time - self._begun.pop(event.pid, event.time)
         if event.pid in one["up"]:
             one["up"].remove(event.pid)
         elif event.exitcode in self._tolerant:
@@ -61,6 +68,8 @@ class Journal:
             code = event.exitcode or 0
             how = f"with status {code}" if code >= 0 else f"by {_process.signal_name(-code)}"
             self.failure = f"instance {event.instance} ended {how} before it was up"
+            if lived >= self._timeout:
+                self.failure = f"instance {event.instance} was not ready within {self._timeout:g} s"
 
     @property
     def all_up(self) -> bool:
@@ -83,7 +92,8 @@ def run(settings: Settings, context: DetachedContext, app: App | None, last_line
     options = _options(settings)
     count = len(os.sched_getaffinity(0)) if settings.get("instances") == "auto" else settings.get("instances", 1)
     tolerant = () if settings.get("restart") == "always" else settings.get("success_codes", (0,))
-    journal = Journal(count, tolerant=frozenset(tolerant))
+    timeout = settings.get("start_timeout", 30.0) if settings.get("wait_ready") else math.inf
+    journal = Journal(count, tolerant=frozenset(tolerant), timeout=timeout)
 
     said: list[list[str]] = []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, Final
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
     from daemonkit.cli._app import Settings
 
+_START: Final = 90.0  # seconds; systemd's own limit
 _MARGIN: Final = 5.0  # seconds that a supervisor has beyond its instances' stop timeout
 
 
@@ -36,16 +38,17 @@ def unit_of(name: str, settings: Settings) -> str:
             values = settings[key] if several else [settings[key]]
             arguments += [f"{option}={_written(key, value)}" for value in values]
     arguments += ["--", *settings["command"]]
-    environment = "".join(
-        f"Environment={_quoted(f'{key}={value}')}\n" for key, value in settings.get("env", {}).items()
-    )
+    variables = {"PATH": os.environ.get("PATH", os.defpath)} | settings.get("env", {})  # systemd's own PATH is short
+    environment = "".join(f"Environment={_quoted(f'{key}={value}')}\n" for key, value in variables.items())
+    user = f"User={os.geteuid()}\n" if os.geteuid() else ""  # or root would run it
     command = " ".join(_quoted(word.replace("$", "$$")) for word in arguments)  # which it alone would expand
-    stop_timeout = float(settings.get("stop_timeout", 10.0)) + _MARGIN
+    start_timeout = max(_START, settings.get("start_timeout", 0.0) + _MARGIN)
+    stop_timeout = settings.get("stop_timeout", 10.0) + _MARGIN
     return (
         f"[Unit]\nDescription={name}, kept running by daemonkit\nAfter=network.target\n\n"
         f"[Service]\nType=notify\nExecStart={command}\nExecReload=kill -HUP $MAINPID\n"
-        f"WorkingDirectory={settings.get('cwd', '/').replace('%', '%%')}\n{environment}"
-        f"KillMode=mixed\nTimeoutStopSec={stop_timeout:g}\nRestart=on-failure\n\n"
+        f"WorkingDirectory={settings.get('cwd', '/').replace('%', '%%')}\n{user}{environment}"
+        f"KillMode=mixed\nTimeoutStartSec={start_timeout:.0f}\nTimeoutStopSec={stop_timeout:.0f}\nRestart=on-failure\n\n"
         "[Install]\nWantedBy=multi-user.target\n"
     )
 
