@@ -188,7 +188,7 @@ def _apps(account: Account, folder: Path) -> None:
             report = app.report()
             if report["pid"] is not None or report["up"] or report["state"] not in {"stopped", "failed"}:
                 fault = f"{report} of {state!r}"
-            app.up_pids(), app.reloads_failed(), app.log()
+            app.reloads(), app.logs(), app.log()
             with suppress(ValueError):
                 app.settings()
         except Exception as error:
