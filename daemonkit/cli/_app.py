@@ -158,11 +158,12 @@ class App:
 
     def write_state(self, state: Mapping[str, Any]) -> None:
         """Replace the state; for its supervisor. OSError if it can't be: then there is none, rather than an old one."""
+        path, text = f"{self._path}.state", json.dumps(state)
         try:
-            _replace(f"{self._path}.state", json.dumps(state))
+            _replace(path, text)
         except OSError:
             self.forget_state()
-            raise
+            _replace(path, text)  # on a full disk there may be room now
 
 
 def _is_command(value: object) -> bool:
