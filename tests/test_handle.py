@@ -968,6 +968,7 @@ def test_a_later_detached_warns_of_nothing_and_the_daemon_can_spawn(tmp_path: Pa
         with daemonkit.detached(pidfile="pid", stdout="log", stderr=daemonkit.STDOUT, working_directory="."):
             p = spawn(SLEEP, pidfile="own.pid")
             q = spawn(exits(6))
+            until(lambda: state(p.pid) == "S")  # an exec lets the launcher go before it closes what is to be closed
             report(running=[kept.running, taken.running, p.running], ended=[ended.running, ended.poll()], code=q.wait(),
                    program=p.pid, kept=kept.pid, taken=taken.pid, held=daemonkit.PidFile("taken.pid").read_pid(),
                    foreign=sorted(map(int, os.listdir(f"/proc/{p.pid}/fd"))))
