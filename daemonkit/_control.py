@@ -117,25 +117,14 @@ def stop(
     if not kill:
         message = f"process {process.pid} ({process.args}) did not end within {timeout:g} s, and was not to be killed"
         raise StopTimeoutError(message, pid=process.pid)
-    _kill(process)
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # it ended; all others are another user's
+        if os.getpgid(process.pid) != os.getpgid(0):  # a child of the daemon may be who stops it
+            process.send_signal(_signal.SIGKILL, group=True)
+    process.kill()
     if not process.wait_for_end(_AFTER_KILL):
         message = f"process {process.pid} ({process.args}) hangs in the kernel: SIGKILL has not ended it"
         raise StopTimeoutError(message, pid=process.pid)
     return False
-
-
-def _kill(process: DetachedProcess) -> None:
-    """End the process, and the group that is its own: that which it leads, or whose leader is gone, as a daemon's is.
-
-    A group that another live process leads is a shell's job or a script's, with strangers in it.
-    """
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        group = os.getpgid(process.pid)
-        own = group == process.pid or _process.start_of(group) is None
-        # A member keeps the number from being given out again: if it lives now, that was its group.
-        if own and group != os.getpgid(0) and process.running:
-            os.killpg(group, _signal.SIGKILL)
-    process.kill()
 
 
 def _path(pidfile: Path | PidFile) -> str:

@@ -137,11 +137,12 @@ class DetachedProcess:
         """Send it a signal; once it has ended, do nothing. Raises PermissionError if it belongs to another user now.
 
         With `group` the signal goes to its whole process group, also to what is left of that after its leader: from
-        Linux 6.9 on always, before that while the leader is not reaped. See pidfd_send_signal(2).
+        Linux 6.9 on always, before that while the leader is not reaped. See pidfd_send_signal(2). If its group is
+        led by another live process, as a shell's job is, the signal goes to it alone.
         """
-        if group:
-            self._signal_group(sig)
-        elif self.running:
+        if group and self._signal_group(sig):
+            return
+        if self.running:
             try:
                 signal.pidfd_send_signal(self._pidfd, sig)
             except ProcessLookupError:
@@ -150,18 +151,27 @@ class DetachedProcess:
                 text = f"process {self.pid} belongs to another user; signal it as root, or as that user"
                 raise PermissionError(error.errno, text) from error
 
-    def _signal_group(self, sig: int) -> None:
+    def _signal_group(self, sig: int) -> bool:
+        """Signal the group that is its own: that which it leads or led, or whose leader is gone, as a daemon's is."""
         try:
             signal.pidfd_send_signal(self._pidfd, sig, None, _SIGNAL_GROUP)
         except ProcessLookupError:
-            return
+            pass  # it never led one, or nothing is left of it
         except OSError as error:
             if error.errno != errno.EINVAL:  # an older kernel
                 raise
-            with self._lock, contextlib.suppress(ChildProcessError, ProcessLookupError):
-                # Not reaped, it keeps its number, which is also the group's, from being given out again.
-                os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOWAIT | os.WNOHANG)
-                os.killpg(self.pid, sig)
+        else:
+            return True
+        with self._lock, contextlib.suppress(ProcessLookupError):
+            group = os.getpgid(self.pid)
+            own = group == self.pid or _process.start_of(group) is None
+            # What lives or is not reaped keeps its number, and its group's, from being given out again. 0 is the
+            # group of somebody outside of this PID namespace, and would mean the caller's own.
+            still = _process.is_child(self._pidfd) or not _process.has_ended(self._pidfd)
+            if own and still and group != 0:
+                os.killpg(group, sig)
+                return True
+        return False
 
     def terminate(self) -> None:
         """Send SIGTERM."""

@@ -51,14 +51,17 @@ def identity() -> Identity:
     return _own
 
 
-def _read_stat(pid: int | str) -> tuple[str, int]:
+def _read_stat(pid: int | str) -> tuple[bool, int]:
+    """Return whether the process has ended (it may be a zombie), and when it started."""
     fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
     try:
         # The name (field 2) may hold blanks and parentheses: count from the last ")".
         fields = os.read(fd, 4096).rpartition(b")")[2].split()
     finally:
         os.close(fd)
-    return fields[0].decode(), int(fields[19])
+    # The state is that of the first thread: after its pthread_exit(3) the process lives on in the others.
+    ended = fields[0] in {b"Z", b"X"} and int(fields[17]) <= 1
+    return ended, int(fields[19])
 
 
 def identity_of(pid: int) -> Identity | None:
@@ -80,8 +83,8 @@ def start_of(pid: int) -> int | None:
     0 means that it lives and /proc hides the rest (``hidepid``, or a chroot without /proc).
     """
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        state, started = _read_stat(pid)
-        return None if state in "ZX" else started
+        ended, started = _read_stat(pid)
+        return None if ended else started
     try:
         os.kill(pid, 0)
     except PermissionError:

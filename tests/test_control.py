@@ -207,6 +207,90 @@ def test_stop_kills_what_does_not_listen_and_its_group_with_it(tmp_path: Path) -
             assert lock.read_pid() == os.getpid()
 
 
+def test_a_signal_to_the_group_of_a_daemon_reaches_it_and_its_children(tmp_path: Path) -> None:
+    """It leads no group: the leader of its own was the middle process, which is gone."""
+    with _busy(tmp_path) as (pid, child):
+        assert os.getpgid(pid) == os.getpgid(child) != pid
+        daemon = daemonkit.attach(tmp_path / "app.pid")
+        daemon.send_signal(0, group=True)
+        daemon.send_signal(signal.SIGKILL, group=True)
+        assert daemon.wait_for_end(PATIENCE)
+        eventually(lambda: not alive(child))
+        daemon.send_signal(signal.SIGKILL, group=True)  # as to what has ended: nothing
+
+
+def test_a_signal_to_a_group_that_another_live_process_leads_reaches_the_holder_alone(tmp_path: Path) -> None:
+    body = 'report()\nwith daemonkit.PidFile("app.pid"):\n    report("held")\n    wait()\n'
+    harness.write(tmp_path, body)
+    script = f"{sys.executable} program.py; echo $? > after"
+    with subprocess.Popen(["sh", "-c", script], cwd=tmp_path, start_new_session=True) as shell:
+        try:
+            reported(tmp_path, "held")
+            daemonkit.attach(tmp_path / "app.pid").send_signal(signal.SIGKILL, group=True)
+            assert shell.wait(PATIENCE) == 0
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(shell.pid, signal.SIGKILL)
+    assert (tmp_path / "after").read_text() == "137\n"
+
+
+def test_a_daemons_child_that_stops_it_lives_to_see_it(tmp_path: Path) -> None:
+    """Though it is in the group that is killed."""
+    pid = _daemon(
+        tmp_path,
+        """
+        with daemonkit.detached(pidfile="app.pid", working_directory=".", signal_map={"SIGTERM": None}):
+            if os.fork():
+                report()
+                wait()
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            while not os.path.exists("report"): time.sleep(0.01)
+            report("stopped", how=daemonkit.stop("app.pid", timeout=0.1))
+    """,
+    )
+    told = reported(tmp_path, "stopped")
+    assert told["how"] is False
+    assert ended(pid) == -signal.SIGKILL and ended(told["pid"]) == 0
+
+
+LEADERLESS = """
+    import ctypes, threading
+    number = {"x86_64": 60, "aarch64": 93}[os.uname().machine]
+    with daemonkit.detached(pidfile="app.pid", working_directory="."):
+        report()
+        threading.Thread(target=time.sleep, args=[600]).start()
+        ctypes.CDLL(None).syscall(number, 0)  # _exit(2), which ends this thread alone
+"""
+
+
+def test_a_daemon_whose_first_thread_has_ended_still_runs(tmp_path: Path) -> None:
+    """For the kernel its first thread is a zombie then, and all there is of the process lives on in the others."""
+    pid = _daemon(tmp_path, LEADERLESS)
+    try:
+        eventually(lambda: state(pid) == "Z")
+        assert daemonkit.status(tmp_path / "app.pid").pid == pid
+        with pytest.raises(daemonkit.AlreadyRunningError):
+            daemonkit.PidFile(tmp_path / "app.pid").acquire()
+        daemon = daemonkit.attach(tmp_path / "app.pid")
+        assert daemon.running
+    finally:
+        os.kill(pid, signal.SIGKILL)
+    assert daemon.wait_for_end(PATIENCE) and ended(pid) == -signal.SIGKILL
+    assert not daemonkit.status(tmp_path / "app.pid")
+
+
+def test_another_tools_process_whose_first_thread_has_ended_still_runs(tmp_path: Path) -> None:
+    pid = _daemon(tmp_path, LEADERLESS.replace('pidfile="app.pid", ', ""))
+    try:
+        eventually(lambda: state(pid) == "Z")
+        (tmp_path / "other.pid").write_text(f"{pid}\n")
+        assert daemonkit.status(tmp_path / "other.pid").pid == pid
+    finally:
+        os.kill(pid, signal.SIGKILL)
+    assert ended(pid) == -signal.SIGKILL
+    assert not daemonkit.status(tmp_path / "other.pid")
+
+
 def test_stop_without_kill_says_what_goes_on_running(tmp_path: Path) -> None:
     with _busy(tmp_path) as (pid, child):
         with pytest.raises(daemonkit.StopTimeoutError, match=r"within 0\.1 s") as caught:
