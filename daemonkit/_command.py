@@ -6,11 +6,13 @@ import errno
 import os
 import stat
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Final
 
 from daemonkit import _stdio
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Final
+
     from daemonkit._stdio import Path
 
 _SHELL: Final = b"/bin/sh"

@@ -11,14 +11,16 @@ import os
 import signal as _signal
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
 
 from daemonkit import _pidfile, _process
 from daemonkit._handle import DetachedProcess
 from daemonkit._lock import PidFile
 from daemonkit.errors import NotRunningError, StopTimeoutError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Final
+
     from daemonkit._pidfile import Holder
     from daemonkit._stdio import Path
 

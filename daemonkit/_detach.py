@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import FrameType, ModuleType, TracebackType
-from typing import TYPE_CHECKING, Final, Literal, NoReturn, Self, cast
 
 from daemon import daemon as _base
 from daemon.daemon import DaemonContext
@@ -29,8 +28,10 @@ from daemonkit import _fork, _notify, _pidfile, _process, _stdio, _users
 from daemonkit._constants import STDOUT
 from daemonkit._lock import PidFile
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
+    from typing import Final, Literal, NoReturn, Self
 
     from daemonkit._stdio import HasFileno, Path, Source, StreamOption
 
@@ -307,7 +308,8 @@ class DetachedContext(DaemonContext):
             case None:
                 return signal.SIG_IGN
             case str():
-                return cast("Callable[[int, FrameType | None], object]", getattr(self, action))
+                handler: Callable[[int, FrameType | None], object] = getattr(self, action)
+                return handler
             case _:
                 return action
 

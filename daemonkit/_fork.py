@@ -22,14 +22,15 @@ import sys
 import time
 import traceback
 import warnings
-from typing import TYPE_CHECKING, Final, NoReturn
 
 from daemonkit import _pidfile, _process
 from daemonkit.errors import StartError, StartTimeoutError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from contextlib import AbstractContextManager
+    from typing import Final, NoReturn
 
 SIGNALS: Final = frozenset(map(int, signal.valid_signals()))
 """Every signal there is here, real-time ones too; asking takes longer than a system call."""

@@ -10,12 +10,12 @@ import signal
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Final
 
 from daemonkit import _process
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import IO
+    from typing import IO, Final
 
 _SIGNAL_GROUP: Final = 1 << 2  # PIDFD_SIGNAL_PROCESS_GROUP of linux/pidfd.h, Linux 6.9
 _LONGEST: Final = 3600.0  # seconds for one poll(2), whose milliseconds are an int

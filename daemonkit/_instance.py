@@ -10,12 +10,13 @@ import resource
 import signal
 import sys
 import traceback
-from typing import TYPE_CHECKING, Final, NoReturn
 
 from daemonkit import _marks, _process, _stdio, _users
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from typing import Final, NoReturn
 
     from daemonkit._settings import Settings
 

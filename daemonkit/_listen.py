@@ -8,7 +8,10 @@ import os
 import socket
 import stat
 from collections.abc import Iterable
-from typing import Final
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 Listen = str | socket.socket
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import os
-from typing import TYPE_CHECKING, Final, Self
 
 from lockfile import NotLocked, NotMyLock
 from lockfile.pidlockfile import PIDLockFile
 
 from daemonkit import _pidfile, _process
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Final, Self
+
     from daemonkit._pidfile import Hold
 
 _AS_BUILT: Final = -math.inf  # no timeout was given to acquire(): the one that the object was made with

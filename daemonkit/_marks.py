@@ -11,12 +11,13 @@ import os
 import resource
 import select
 import signal
-from typing import TYPE_CHECKING, Final
 
 from daemonkit import _process
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Final
 
 _LOWEST: Final = 1 << 62
 _RUN_BITS: Final = 32

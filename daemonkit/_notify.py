@@ -7,8 +7,8 @@ import logging
 import os
 import socket
 import traceback
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 

@@ -33,13 +33,15 @@ import stat
 import struct
 import threading
 import time
-from typing import TYPE_CHECKING, Final, NamedTuple
+from collections import namedtuple
 
 from daemonkit import _process
 from daemonkit._process import Identity
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Final
 
     from daemonkit.errors import AlreadyRunningError
 
@@ -113,15 +115,16 @@ def _mutex(fd: int, path: str) -> Iterator[None]:
 # --- who holds it -------------------------------------------------------------------------------------------
 
 
-class Holder(NamedTuple):
+class Holder(namedtuple("Holder", ("pid", "started", "ours", "here"), defaults=(True,))):
     """The live process that a pidfile belongs to."""
 
+    __slots__ = ()
     pid: int
     started: int
     """Clock ticks since boot, 0 where /proc hides it."""
     ours: bool
     """Whether it has daemonkit's lock; if not, another tool's process seems to run it."""
-    here: bool = True
+    here: bool
     """Whether the pid means something here; if not, it is that of another PID namespace (a container)."""
 
 
@@ -152,7 +155,7 @@ def _examine(fd: int, path: str) -> Holder | None:
         number = errno.EISDIR if stat.S_ISDIR(info.st_mode) else errno.EINVAL
         raise OSError(number, "not a regular file, which a pidfile must be; give another path", path)
     if owner := _locked_by(fd):
-        if (record := _record_of(fd)) and record[:2] == owner:
+        if (record := _record_of(fd)) and record[:2] == (*owner,):
             # Of a process in another PID namespace this one may know another number, or none.
             return Holder(record[2] or owner.pid, owner.started, ours=True, here=record[2] != 0)
         return Holder(*owner, ours=True) if _process.is_alive(owner) else _borrower(fd, owner)

@@ -12,10 +12,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
 
-Action = tuple[Any, ...]
-State = Literal["running", "backoff", "exited", "stopped", "failed", "gave-up"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final, Literal
+
+    Action = tuple[Any, ...]
+    State = Literal["running", "backoff", "exited", "stopped", "failed", "gave-up"]
 
 FINAL: Final = frozenset({"exited", "stopped", "failed", "gave-up"})
 _LONGEST: Final = 1e12  # seconds: for ever, and yet a time that can be added to another

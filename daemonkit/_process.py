@@ -11,16 +11,21 @@ import select
 import signal
 import struct
 import time
-from typing import Any, Final, NamedTuple
+from collections import namedtuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 _HZ = os.sysconf("SC_CLK_TCK")
 _TICK: Final = 10**9 // _HZ  # nanoseconds
 _PID_BITS = 22  # the kernel's PID_MAX_LIMIT is 2**22: include/linux/threads.h
 
 
-class Identity(NamedTuple):
+class Identity(namedtuple("Identity", ("pid", "started"))):
     """A process told apart from any later one that is given the same number."""
 
+    __slots__ = ()
     pid: int
     started: int
     """Clock ticks since boot: field 22 of proc(5)'s /proc/PID/stat."""

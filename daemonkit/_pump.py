@@ -9,12 +9,13 @@ import math
 import os
 import stat
 import time
-from typing import TYPE_CHECKING, Final
 
 from daemonkit import _stdio
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Final
 
     from daemonkit import _users
 

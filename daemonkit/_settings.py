@@ -7,14 +7,15 @@ import os
 import resource
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
 
 from daemonkit import _command, _fork, _listen, _process, _pump, _stdio, _users
 from daemonkit._constants import INHERIT, PIPE, STDOUT
 from daemonkit._policy import Backoff, Rules
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import contextlib
+    from typing import Final
 
     from daemonkit._pump import Pump
     from daemonkit._stdio import Path, StreamOption

@@ -17,15 +17,18 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 
 from daemonkit import _command, _pidfile, _process, _stdio, _users
 from daemonkit._constants import DEVNULL, INHERIT, PIPE, STDOUT
 from daemonkit._handle import DetachedProcess
 from daemonkit._lock import PidFile
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import IO, Any, Final
+
     from daemonkit._pidfile import Hold
     from daemonkit._stdio import Path, Source, StreamOption
 
@@ -36,7 +39,8 @@ _NOT_ODD: Final = 1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1 | 1 << 32 - 
 _SHEBANG: Final = 256  # bytes of a script's first line that the kernel reads: execve(2)
 
 
-class _Plan(NamedTuple):
+@dataclass(frozen=True)
+class _Plan:
     """What is to be started, settled before it is."""
 
     path: bytes

@@ -10,26 +10,25 @@ import os
 import stat
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol, TextIO, TypeGuard
 
 from daemonkit._constants import DEVNULL, STDOUT
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Final, Protocol, TextIO, TypeGuard
+
+    class HasFileno(Protocol):
+        """An open file, socket or the like."""
+
+        def fileno(self) -> int:
+            """Return its descriptor."""
+
+    Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+    StreamOption = Path | int | HasFileno | None
+    """What `stdin`, `stdout` and `stderr` can be given as."""
 
 _LOG_MODE: Final = 0o640
-
-
-class HasFileno(Protocol):
-    """An open file, socket or the like."""
-
-    def fileno(self) -> int:
-        """Return its descriptor."""
-
-
-Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
-StreamOption = Path | int | HasFileno | None
-"""What `stdin`, `stdout` and `stderr` can be given as."""
 
 NAMES: Final = ("stdin", "stdout", "stderr")
 

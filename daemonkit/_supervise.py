@@ -19,26 +19,29 @@ import socket
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
 
 from daemonkit import _fork, _marks, _process, _settings, _stdio
-from daemonkit._policy import FINAL, Backoff, Instance, State
+from daemonkit._policy import FINAL, Backoff, Instance
 from daemonkit._worker import Worker
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from types import FrameType
+    from typing import Any, Final, Literal, NoReturn
 
     from daemonkit._listen import Listen
+    from daemonkit._policy import State
     from daemonkit._pump import Pump
     from daemonkit._settings import Settings
     from daemonkit._stdio import Path, StreamOption
+
+    Kind = Literal["start", "ready", "exit", "gave-up", "reload-failed", "memory", "watchdog"]
 
 _process.load_prctl()  # here, as root's Python may be unreadable once rights were dropped; and once for all workers
 
 _logger = logging.getLogger("daemonkit")
 
-Kind = Literal["start", "ready", "exit", "gave-up", "reload-failed", "memory", "watchdog"]
 _BUFFER: Final = 1 << 16
 _WORKER_BACKOFF: Final = Backoff(initial=0.1, maximum=10.0)
 

@@ -8,14 +8,15 @@ import grp
 import os
 import pwd
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 from daemonkit import _process
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from typing import Final, TypeVar
 
-_T = TypeVar("_T")
+    _T = TypeVar("_T")
 
 _CAP_SETGID: Final = 6  # capabilities(7), linux/capability.h
 _CAP_SETUID: Final = 7
@@ -46,10 +47,10 @@ def owner_of(
     """
     user = _entry(names[0], uid, "user", pwd.getpwnam, pwd.getpwuid)
     group = _entry(names[1], gid, "group", grp.getgrnam, grp.getgrgid)
-    number = os.getuid() if uid is None else user.pw_uid if user else cast("int", uid)
+    number = os.getuid() if uid is None else user.pw_uid if user else int(uid)
     changes = uid is not None and {number} != {os.getuid(), os.geteuid()}
     if gid is not None:
-        group_number = group.gr_gid if group else cast("int", gid)
+        group_number = group.gr_gid if group else int(gid)
     elif user:
         group_number = user.pw_gid
     elif not changes:
@@ -68,15 +69,15 @@ def owner_of(
     return owner
 
 
-def _group_number(name: str, value: object) -> int:
+def _group_number(name: str, value: int | str) -> int:
     entry = _entry(name, value, "group", grp.getgrnam, grp.getgrgid)
     if entry is None and value is None:
         raise TypeError(f"{name}: numbers and names of groups, not None")
-    return entry.gr_gid if entry else cast("int", value)
+    return entry.gr_gid if entry else int(value)
 
 
 def _entry(
-    name: str, value: object, kind: str, by_name: Callable[[str], _T], by_number: Callable[[int], _T]
+    name: str, value: int | str | None, kind: str, by_name: Callable[[str], _T], by_number: Callable[[int], _T]
 ) -> _T | None:
     if value is None:
         return None
@@ -90,7 +91,7 @@ def _entry(
             raise ValueError(f"{name}: {value!r} is no name: {error}") from None
     _process.check_number(name, value, _HIGHEST)
     try:
-        return by_number(cast("int", value))
+        return by_number(value)
     except KeyError:
         _check_room()
         return None  # a number needs no entry

@@ -21,13 +21,14 @@ import struct
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from daemonkit import _fork, _instance, _marks, _process
 from daemonkit._policy import Instance, Run
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Any, Final, NoReturn
 
     from daemonkit._policy import Action
     from daemonkit._settings import Settings

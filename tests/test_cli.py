@@ -19,6 +19,8 @@ import pytest
 from harness import PATIENCE, Terminal, alive, eventually, let_everybody_in
 
 import daemonkit
+from daemonkit import cli
+from daemonkit.cli import _parser
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -687,6 +689,20 @@ def test_top_shows_the_table_until_ctrl_c(shell: Shell) -> None:
 
 
 BASE = "import sys; sys.modules.update(dict.fromkeys(['rich', 'psutil', 'argcomplete'])); from daemonkit.cli import main; sys.exit(main())"
+
+
+@pytest.mark.parametrize("line", ["ls", "ls --json", "status web", "status web --json"])
+def test_the_quick_way_to_ls_and_status_is_the_same_as_the_long_one(line: str) -> None:
+    quick, long = vars(cli._quick(line.split())), vars(_parser.parse(line.split()))
+    assert quick == {"name": "", **{name: value for name, value in long.items() if name in quick}}
+
+
+@pytest.mark.parametrize(
+    ("line", "status"), [("ls web", 2), ("ls --", 2), ("status", 2), ("status --json", 2), ("status web mail", 2),
+                         ("status --help", 0), ("ls -h", 0), ("status web -- a", 2), ("--debug ls", 0), ("status --json web", 3)]
+)  # fmt: skip
+def test_all_other_lines_are_argparses(shell: Shell, line: str, status: int) -> None:
+    shell(*line.split(), status=status)
 
 
 def test_a_base_install_has_all_but_top(shell: Shell) -> None:

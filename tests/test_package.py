@@ -27,6 +27,19 @@ def test_importing_it_loads_nothing_else() -> None:
     assert loaded == ["daemonkit"]
 
 
+def test_no_name_loads_typing() -> None:
+    """It takes as long as all that `daemonkit ls` does, and half a megabyte in each process of a supervisor."""
+    code = f"""
+import sys
+sys.path[:] = {sys.path!r}
+import daemonkit
+for name in daemonkit.__all__:
+    getattr(daemonkit, name)
+print("typing" in sys.modules)
+"""
+    assert _fresh(code, "-S") == "False\n"
+
+
 def test_all_names_are_there_and_no_others() -> None:
     names = {name for name in dir(daemonkit) if not name.startswith("_")}
     assert names == set(daemonkit.__all__)

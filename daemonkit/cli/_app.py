@@ -13,23 +13,23 @@ import json
 import os
 import re
 import stat
-from typing import TYPE_CHECKING, Any, Final
 
 from daemonkit import _pidfile, _process
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from typing import TypeGuard
+    from typing import Any, Final, TypeGuard
 
     from daemonkit._pidfile import Holder
+
+    Settings = dict[str, Any]
+    """What is in NAME.json: `command`, a list, and the options of the command line by their names, as JSON values."""
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 _LOOK: Final = 0.1  # seconds between looks at a file that tells no one when it changes
 _PATIENCE: Final = 20  # looks
-
-Settings = dict[str, Any]
-"""What is in NAME.json: `command`, a list, and the options of the command line by their names, as JSON values."""
 
 
 class App:

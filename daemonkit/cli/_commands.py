@@ -6,15 +6,16 @@ import contextlib
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from daemonkit.cli import _app, _say
 from daemonkit.cli._app import App
 from daemonkit.cli._options import settings_of
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
+    from typing import Any, Final, NoReturn
 
     from daemonkit.cli._app import Settings
 

@@ -7,14 +7,15 @@ import logging
 import math
 import os
 import signal
-from typing import TYPE_CHECKING, Any, Final
 
 from daemonkit import _process
 from daemonkit._policy import Backoff
 from daemonkit._supervise import supervise
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any, Final
 
     from daemonkit._detach import DetachedContext
     from daemonkit._supervise import Event, Summary

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from typing import TYPE_CHECKING, BinaryIO, Final, NoReturn
 
 from daemonkit.cli._app import App
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
+    from typing import BinaryIO, Final, NoReturn
 
 _LOOK: Final = 0.1  # seconds between looks at a file that tells no one when it changes
 _BLOCK: Final = 1 << 16

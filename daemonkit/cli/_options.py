@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-from typing import TYPE_CHECKING, Final, NamedTuple
+from collections import namedtuple
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Final
 
     from daemonkit.cli._app import Settings
 
@@ -60,13 +62,18 @@ def _variable(text: str) -> tuple[str, str]:
     return name, value
 
 
-class Option(NamedTuple):
+class Option(
+    namedtuple("Option", ("flags", "what", "parse", "metavar", "choices", "several"), defaults=(str, None, None, False))
+):
+    """One option of the command line, as argparse is told of it."""
+
+    __slots__ = ()
     flags: str
     what: str
-    parse: Callable[[str], object] | None = str
-    metavar: str | None = None
-    choices: tuple[str, ...] | None = None
-    several: bool = False
+    parse: Callable[[str], object] | None
+    metavar: str | None
+    choices: tuple[str, ...] | None
+    several: bool
 
 
 OPTIONS: Final = (

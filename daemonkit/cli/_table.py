@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from typing import TYPE_CHECKING, Any, Final
 
 from daemonkit.cli import _app, _say
 from daemonkit.cli._app import App
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
+    from typing import Any, Final
 
 _NOT_RUNNING: Final = 3
 _TOP_EVERY: Final = 1.0  # seconds

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Final
 
 from daemonkit.cli._app import App
 from daemonkit.cli._options import OPTIONS
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
+    from typing import Final
 
     from daemonkit.cli._app import Settings
 
