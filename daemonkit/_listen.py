@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import socket
 import stat
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 Listen = str | socket.socket
 
 _BACKLOG: Final = 1024
+_LAST_STREAM: Final = 2
 
 
 def sockets(listen: object, stack: contextlib.ExitStack) -> list[socket.socket]:
@@ -31,7 +33,10 @@ def _bound(one: object, stack: contextlib.ExitStack) -> socket.socket:
             raise ValueError(f"listen: {one!r} is closed")
         if one.type == socket.SOCK_STREAM and not one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             one.listen(_BACKLOG)
-        return one
+        if one.fileno() > _LAST_STREAM:
+            return one
+        # Where one of 0, 1, 2 was closed before: an instance's own streams come to be there.
+        return stack.enter_context(socket.socket(fileno=fcntl.fcntl(one, fcntl.F_DUPFD_CLOEXEC, _LAST_STREAM + 1)))
     if not isinstance(one, str):
         raise TypeError(f'listen: "host:port", "unix:path" or a socket, not {one!r}')
     if one.startswith("unix:"):

@@ -508,6 +508,11 @@ def test_a_unit_finds_the_same_program_as_the_same_user(shell: Shell) -> None:
     assert not any(line.startswith("User=") for line in unit) or os.geteuid()
 
 
+def test_a_unit_of_an_app_that_is_never_killed_waits_for_ever(shell: Shell) -> None:
+    shell.start("web", "--stop-timeout", "inf")
+    assert "TimeoutStopSec=infinity" in shell("unit", "web").stdout.splitlines()
+
+
 def test_several_apps_at_once(shell: Shell) -> None:
     for name in ("a", "b", "c"):
         shell.start(name)

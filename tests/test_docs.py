@@ -109,7 +109,7 @@ def test_what_a_transcript_shows_is_what_a_shell_shows(tmp_path: Path, page: Pat
     shell = Shell(tmp_path)
     before = set(harness.children())
     names = {part["name"] for part in PART.finditer(page.read_text()) if part["name"]}
-    assert names <= set(re.findall(r"^\$ python ([\w.]+)", page.read_text(), re.MULTILINE)), "each is run"
+    assert names <= set(re.findall(r"^\$ .*\bpython ([\w.]+)", page.read_text(), re.MULTILINE)), "each is run"
     for part in PART.finditer(page.read_text()):
         if part["program"]:
             (tmp_path / part["name"]).write_text(part["program"])

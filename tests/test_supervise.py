@@ -624,6 +624,18 @@ assert high.gettimeout() == 3 and os.get_inheritable(77) and not os.get_blocking
     assert set(facts["fds"]) == {0, 1, 2, 3, 4, 5}  # the last is the report's
 
 
+def test_a_socket_that_took_the_place_of_a_closed_stdin_is_handed_on_too(tmp_path: Path) -> None:
+    script = "import socket, os; print(socket.socket(fileno=3).getsockname(), os.fstat(0).st_rdev == os.stat('/dev/null').st_rdev)"
+    body = f"""
+os.close(0)
+sock = socket.create_server(("127.0.0.1", 0)); assert sock.fileno() == 0
+supervise([{sys.executable!r}, "-c", {script!r}], listen=sock, stdout="out")
+assert sock.fileno() == 0 and open("out").read() == f"{{sock.getsockname()}} True\\n"
+"""
+    with supervising(tmp_path, body) as supervisor:
+        assert supervisor.process.wait(PATIENCE) == 0, supervisor.errors.read_text()
+
+
 def test_a_live_unix_socket_is_refused_and_a_stale_one_replaced(tmp_path: Path) -> None:
     path = tmp_path / "sock"
     with socket.socket(socket.AF_UNIX) as server:

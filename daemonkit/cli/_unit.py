@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 
@@ -49,7 +50,7 @@ def unit_of(name: str, settings: Settings) -> str:
         f"[Unit]\nDescription={name}, kept running by daemonkit\nAfter=network.target\n\n"
         f"[Service]\nType=notify\nExecStart={command}\nExecReload=kill -HUP $MAINPID\n"
         f"WorkingDirectory={settings.get('cwd', '/').replace('%', '%%')}\n{user}{environment}"
-        f"KillMode=mixed\nTimeoutStartSec={start_timeout:.0f}\nTimeoutStopSec={stop_timeout:.0f}\nRestart=on-failure\n\n"
+        f"KillMode=mixed\nTimeoutStartSec={_seconds(start_timeout)}\nTimeoutStopSec={_seconds(stop_timeout)}\nRestart=on-failure\n\n"
         "[Install]\nWantedBy=multi-user.target\n"
     )
 
@@ -58,6 +59,10 @@ def _written(key: str, value: object) -> str:
     if isinstance(value, list):
         return ",".join(map(str, value))
     return f"{value:o}" if key == "umask" else str(value)
+
+
+def _seconds(value: float) -> str:
+    return "infinity" if value == math.inf else f"{value:.0f}"
 
 
 def _quoted(text: str) -> str:
