@@ -29,20 +29,28 @@ def sockets(listen: object, stack: contextlib.ExitStack) -> list[socket.socket]:
 
 def _bound(one: object, stack: contextlib.ExitStack) -> socket.socket:
     if isinstance(one, socket.socket):
-        if one.fileno() < 0:
-            raise ValueError(f"listen: {one!r} is closed")
-        if one.type == socket.SOCK_STREAM and not one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            one.listen(_BACKLOG)
-        if one.fileno() > _LAST_STREAM:
-            return one
-        # Where one of 0, 1, 2 was closed before: an instance's own streams come to be there.
-        return stack.enter_context(socket.socket(fileno=fcntl.fcntl(one, fcntl.F_DUPFD_CLOEXEC, _LAST_STREAM + 1)))
+        return _handed_in(one, stack)
     if not isinstance(one, str):
         raise TypeError(f'listen: "host:port", "unix:path" or a socket, not {one!r}')
+    if one == "unix:":
+        raise ValueError("listen: 'unix:' has no path")
     if one.startswith("unix:"):
-        if one == "unix:":
-            raise ValueError("listen: 'unix:' has no path")
         return _bound_unix(os.path.abspath(one.removeprefix("unix:")), stack)
+    return _bound_port(one, stack)
+
+
+def _handed_in(one: socket.socket, stack: contextlib.ExitStack) -> socket.socket:
+    if one.fileno() < 0:
+        raise ValueError(f"listen: {one!r} is closed")
+    if one.type == socket.SOCK_STREAM and not one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        one.listen(_BACKLOG)
+    if one.fileno() > _LAST_STREAM:
+        return one
+    # Where one of 0, 1, 2 was closed before: an instance's own streams come to be there.
+    return stack.enter_context(socket.socket(fileno=fcntl.fcntl(one, fcntl.F_DUPFD_CLOEXEC, _LAST_STREAM + 1)))
+
+
+def _bound_port(one: str, stack: contextlib.ExitStack) -> socket.socket:
     host, colon, port = one.rpartition(":")
     if not colon or not port.isdigit() or int(port) > 65535 or (":" in host and not host.startswith("[")):
         raise ValueError(f'listen: "host:port", as "127.0.0.1:8000" or "[::1]:8000", not {one!r}')
