@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("daemonkit")
 
 _PIPE_SIZE: Final = 1 << 20
-_AT_ONCE: Final = 16  # reads, after which other work has its turn
+_READ: Final = 1 << 18  # bytes; for more, the C library maps fresh memory each time, which takes as long as the rest
+_AT_ONCE: Final = 64  # reads, after which other work has its turn
 _RETRY: Final = 1.0  # seconds until a log that could not be written is tried again
 
 
@@ -71,7 +72,7 @@ class Pump:
         try:
             for _ in range(_AT_ONCE):
                 if not self._pending:
-                    self._pending = os.read(self.reader, _PIPE_SIZE)
+                    self._pending = os.read(self.reader, _READ)
                 self._write()
         except BlockingIOError:
             self.retry_at = math.inf
