@@ -20,7 +20,7 @@ from harness import PATIENCE, Terminal, alive, eventually, let_everybody_in
 
 import daemonkit
 from daemonkit import cli
-from daemonkit.cli import _parser
+from daemonkit.cli import _app, _parser
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -440,6 +440,19 @@ def test_spawn_prints_the_pid_of_what_it_launched(shell: Shell) -> None:
     eventually(lambda: (shell.folder / "job.log").read_text() == "hello\n")
     assert str(pid) in one_line(shell("spawn", "--pidfile", "job.pid", "--", "true", status=1).stderr)
     daemonkit.stop(shell.folder / "job.pid")
+
+
+def test_what_is_started_again_while_it_is_deleted_keeps_its_pidfile(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell.start("web")
+    monkeypatch.setenv("DAEMONKIT_HOME", str(shell.home))
+    app = _app.App("web")  # as it is once delete has found that nothing runs, and somebody starts it
+    pid = shell.report("web")["pid"]
+    with pytest.raises(daemonkit.AlreadyRunningError):
+        app.forget()
+    assert shell.report("web")["pid"] == pid
+    assert {"web.pid", "web.json", "web.log", "web.state"} <= {path.name for path in shell.home.iterdir()}
 
 
 def test_delete_leaves_a_device_that_an_app_logs_to(shell: Shell) -> None:

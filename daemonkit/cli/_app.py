@@ -108,8 +108,9 @@ class App:
             os.unlink(f"{self._path}.state")
 
     def forget(self) -> None:
-        """Remove all that is known of it, with its logs; it must not run."""
-        for path in (*self.logs(), f"{self._path}.state", self.pidfile, f"{self._path}.json"):
+        """Remove all that is known of it, with its logs; AlreadyRunningError if it runs (another start came first)."""
+        _pidfile.remove_stale(self.pidfile)
+        for path in (*self.logs(), f"{self._path}.state", f"{self._path}.json"):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
 
