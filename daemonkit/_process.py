@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _HZ = os.sysconf("SC_CLK_TCK")
 _TICK: Final = 10**9 // _HZ  # nanoseconds
+_MODE: Final = 0o7777  # the highest of those numbers that people write in octal
 _PID_BITS = 22  # the kernel's PID_MAX_LIMIT is 2**22: include/linux/threads.h
 
 
@@ -126,7 +127,8 @@ def check_seconds(name: str, value: object) -> None:
 
 def check_number(name: str, value: object, highest: int) -> None:
     """Refuse what is not a number from 0 to `highest` or None: TypeError, ValueError."""
-    text = f"{name}: a number from 0 to {highest:#o} or None, not {value!r}"
+    limit = oct(highest) if highest <= _MODE else highest
+    text = f"{name}: a number from 0 to {limit} or None, not {value!r}"
     if value is None:
         return
     if not isinstance(value, int) or isinstance(value, bool):

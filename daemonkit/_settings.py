@@ -189,7 +189,7 @@ def rules_of(  # noqa: PLR0913, PLR0917 - the options
 def _seconds(name: str, value: object, least: float = math.ulp(0.0)) -> float:
     _process.check_seconds(name, value)
     if value is None or value < least:  # type: ignore[operator]
-        raise ValueError(f"{name}: seconds, more than 0, not {value!r}")
+        raise ValueError(f"{name}: seconds, {'more than' if least else 'at least'} 0, not {value!r}")
     return min(float(value), _FOREVER)  # type: ignore[arg-type]
 
 
