@@ -375,6 +375,8 @@ class _Guardian:
             pids.add(event.pid)
         elif event.kind == "exit":
             pids.discard(event.pid)
+            for pump in self._pumps.values():  # its last lines come before the news of its end
+                pump.pump()
         if self._on_event:
             try:
                 self._on_event(event)

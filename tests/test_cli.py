@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import stat
@@ -453,6 +454,221 @@ def test_what_is_started_again_while_it_is_deleted_keeps_its_pidfile(
         app.forget()
     assert shell.report("web")["pid"] == pid
     assert {"web.pid", "web.json", "web.log", "web.state"} <= {path.name for path in shell.home.iterdir()}
+
+
+# --- where little is as it should be ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-", "2>/dev/full"])
+def test_closed_streams_change_nothing_else(shell: Shell, closed: str) -> None:
+    def typed(line: str) -> int:
+        command = f"{' '.join(COMMAND)} {line} {closed}"
+        return subprocess.run(
+            command, shell=True, cwd=shell.folder, env=shell.environment, check=False, timeout=PATIENCE,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        ).returncode  # fmt: skip
+
+    assert typed(f"start web {' '.join(QUICK)} -- sleep 1000") == 0
+    assert [typed(line) for line in ("ls", "status web", "logs web", "reload web")] == [0, 0, 0, 0]
+    assert typed("status nobody") == 3 and typed("stop nobody") == 1
+    assert typed("stop web") == 0 and not shell.report("web")["pid"]
+
+
+@pytest.mark.parametrize("line", ["ls", "ls --json", "--version", "--help", "status web", "unit web", "logs web"])
+def test_output_that_can_not_be_written_is_a_failure_in_one_line(shell: Shell, line: str) -> None:
+    shell.start("web")
+    environment = {name: value for name, value in shell.environment.items() if name != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "w", encoding="ascii") as full:
+        done = subprocess.run(
+            [*COMMAND, *line.split()], env=environment, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 1 and "No space left" in one_line(done.stderr)
+
+
+def test_a_directory_that_was_removed_is_told_as_that(shell: Shell) -> None:
+    gone = shell.folder / "gone"
+    gone.mkdir()
+    program = f"import os, subprocess, sys; os.rmdir({str(gone)!r}); sys.exit(subprocess.run({COMMAND!r} + sys.argv[1:]).returncode)"
+
+    def typed(*arguments: str) -> subprocess.CompletedProcess[str]:
+        gone.mkdir(exist_ok=True)
+        return subprocess.run(
+            [sys.executable, "-c", program, *arguments],
+            cwd=gone, env=shell.environment, capture_output=True, text=True, check=False, timeout=PATIENCE,
+        )  # fmt: skip
+
+    for line in (
+        ("start", "web", "--log", "x", "--", "sleep", "9"),
+        ("start", "web", "--", "sleep", "9"),
+        ("spawn", "--log", "x", "--", "sleep", "9"),
+        ("run", "--stdin", "x", "--", "sleep", "9"),
+    ):
+        done = typed(*line)
+        assert done.returncode == 1 and "has been removed" in one_line(done.stderr)
+    assert typed("start", "web", *QUICK, "--cwd", "/", "--", "sleep", "1000").returncode == 0
+
+
+def test_settings_that_are_a_directory_are_told_and_disturb_no_others(shell: Shell) -> None:
+    shell.start("web")
+    (shell.home / "bad.json").mkdir()
+    for verb in ("start", "restart", "unit"):
+        assert "damaged" in one_line(shell(verb, "bad", status=1).stderr)
+    shell("stop", "--all")
+    assert not shell.report("web")["pid"]
+
+
+def test_a_pidfile_that_another_tool_holds_is_left_alone(shell: Shell) -> None:
+    shell.start("web")
+    shell("stop", "web")
+    with subprocess.Popen(["sleep", "1000"]) as stranger:
+        try:
+            eventually(lambda: (shell.home / "web.pid").write_text(f"{stranger.pid}\n") and shell.report("web")["pid"])
+            for verb in ("stop", "delete", "restart", "start"):
+                assert "another tool's process" in one_line(shell(verb, "web", status=1).stderr)
+            assert stranger.poll() is None and (shell.home / "web.pid").read_text() == f"{stranger.pid}\n"
+        finally:
+            stranger.kill()
+
+
+def test_one_pidfile_that_is_none_does_not_keep_the_others_from_being_listed(shell: Shell) -> None:
+    shell.start("web")
+    (shell.home / "bad.pid").symlink_to("/etc/passwd")
+    (shell.home / "bad.json").write_text("{}")
+    done = shell("ls", status=1)
+    assert "web   running" in done.stdout and "bad.pid: a symbolic link" in one_line(done.stderr)
+
+
+def test_restart_stops_nothing_that_it_could_not_start_again(shell: Shell) -> None:
+    (shell.folder / "room").mkdir()
+    shell.start("web", "--cwd", "room")
+    pid = shell.report("web")["pid"]
+    (shell.folder / "room").rmdir()
+    assert "room: No such file" in one_line(shell("restart", "web", status=1).stderr)
+    assert shell.report("web")["pid"] == pid
+
+
+# --- what a start and a reload say ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("option", ["--stdout", "--stderr", "--log"])
+def test_a_failed_start_shows_the_last_lines_wherever_they_went(shell: Shell, option: str) -> None:
+    done = shell(
+        "start",
+        "web",
+        "--restart",
+        "never",
+        option,
+        "out",
+        "--",
+        "sh",
+        "-c",
+        "echo last; echo words >&2; exit 3",
+        status=1,
+    )
+    assert sorted(done.stderr.splitlines()[:-1]) == ["last", "words"]
+
+
+def test_a_failed_start_shows_the_last_lines_of_a_log_that_was_rotated(shell: Shell) -> None:
+    loop = "i=0; while [ $i -lt 40 ]; do echo the line that has the number $i; i=$((i+1)); done; exit 4"
+    done = shell("start", "web", "--restart", "never", "--log-max-bytes", "1000", "--", "sh", "-c", loop, status=1)
+    assert done.stderr.splitlines()[:-1] == [f"the line that has the number {i}" for i in range(30, 40)]
+
+
+def test_logs_shows_the_last_lines_also_of_what_the_log_was_rotated_to(shell: Shell) -> None:
+    shell.start("web", command=("true",))
+    for number, text in (("", "7\n8\n"), (".1", "4\n5\n6\n"), (".2", "1\n2\n3\n")):
+        (shell.home / f"web.log{number}").write_text(text)
+    for count, shown in ((0, ""), (2, "7 8"), (3, "6 7 8"), (7, "2 3 4 5 6 7 8"), (9, "1 2 3 4 5 6 7 8")):
+        assert shell("logs", "web", "-n", count).stdout.split() == shown.split()
+
+
+def test_settings_are_kept_as_they_were_given(shell: Shell) -> None:
+    shell.start("web", "--log-max-bytes", "1K", "--log", "a.log")
+    settings = json.loads((shell.home / "web.json").read_text())
+    assert settings["log"] == str(shell.folder / "a.log") and not {"stdout", "stderr"} & set(settings)
+    assert "--stdout" not in shell("unit", "web").stdout
+    shell("restart", "web")
+    assert json.loads((shell.home / "web.json").read_text()) == settings
+
+
+def test_a_program_that_has_done_its_work_is_told_as_that(shell: Shell) -> None:
+    for _ in range(5):
+        assert shell("start", "web", "--", "true").stdout == "web: done\n"
+
+
+def test_with_wait_ready_a_program_must_say_so(shell: Shell) -> None:
+    done = shell("start", "web", "--wait-ready", "--", "true", status=1)
+    assert "ended with status 0 before it was up" in one_line(done.stderr)
+
+
+def test_a_start_that_is_under_way_is_told_as_that(shell: Shell) -> None:
+    with subprocess.Popen(
+        [*COMMAND, "start", "web", "--wait-ready", "--", "sleep", "1000"], env=shell.environment, stderr=subprocess.PIPE, text=True
+    ) as start:  # fmt: skip
+        eventually(lambda: (shell.home / "web.state").exists())
+        assert shell.report("web")["state"] == "starting"
+        for verb in ("restart", "unit"):
+            assert "still starting" in one_line(shell(verb, "web", status=1).stderr)
+        shell("stop", "web")
+        assert start.wait(PATIENCE) == 1 and "did not start" in one_line(start.stderr.read() if start.stderr else "")
+
+
+FLAG = "[ -e flag ] && exit 6; sleep 0.6; touch flag; exit 6"
+
+
+def test_reload_of_what_is_not_up_tells_whether_it_came_up(shell: Shell) -> None:
+    shell.start("web", "--backoff", "20,1,20", command=("sh", "-c", FLAG))
+    eventually(lambda: (shell.folder / "flag").exists() and not shell.instances("web"))
+    assert "did not come up" in one_line(shell("reload", "web", status=1).stderr)
+
+
+def test_reload_of_a_start_that_is_under_way_waits_for_new_runs(shell: Shell) -> None:
+    program = "import os, socket, time; time.sleep(0.7); s = socket.socket(1, 2); s.sendto(b'READY=1', '\\0' + os.environ['NOTIFY_SOCKET'][1:]); time.sleep(1000)"
+    with subprocess.Popen(
+        [*COMMAND, "start", "web", "--wait-ready", "--", sys.executable, "-c", program],
+        env=shell.environment, stdout=subprocess.DEVNULL,
+    ) as start:  # fmt: skip
+        eventually(lambda: (shell.home / "web.state").exists() and shell.state("web")["instances"][0]["runs"])
+        first = shell.state("web")["instances"][0]["runs"]
+        shell("reload", "web")
+        assert len(shell.instances("web")) == 1 and shell.instances("web") != first
+        assert start.wait(PATIENCE) == 0
+
+
+@pytest.mark.parametrize("moment", [0.3, 1.5])
+def test_run_that_is_stopped_ends_with_0_up_or_not(shell: Shell, moment: float) -> None:
+    with subprocess.Popen(
+        [*COMMAND, "run", "--", "sleep", "1000"], env=shell.environment, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr
+        while "started" not in process.stderr.readline():
+            pass
+        select.select([process.stderr], [], [], moment)
+        process.send_signal(signal.SIGTERM)
+        said = process.stderr.read()
+        assert process.wait(PATIENCE) == 0 and "failed" not in said
+
+
+@pytest.mark.parametrize("option", ["-i 0", "-i -1", "--min-uptime 0", "--min-uptime nan", "--umask 1000", "--umask -1",
+                                    "--log-max-bytes 0", "--backoff 1,0.5", "--stop-timeout -1", "--max-restarts -1",
+                                    "--stop-signal 99", "--stop-signal RTMAX+1", "--stop-signal X"])  # fmt: skip
+def test_numbers_out_of_range_are_usage_errors(shell: Shell, option: str) -> None:
+    assert "is no" in shell("start", "web", *option.split(), "--", "true", status=2).stderr
+    assert not shell.home.exists()
+
+
+@pytest.mark.parametrize("name", ["USR2", "SIGUSR2", "12", "sigusr2"])
+def test_signals_have_many_names(shell: Shell, name: str) -> None:
+    shell.start("web", "--stop-signal", name)
+    assert json.loads((shell.home / "web.json").read_text())["stop_signal"] == "SIGUSR2"
+
+
+def test_signals_without_a_name_have_numbers(shell: Shell) -> None:
+    trap = "import signal, sys; signal.signal(signal.SIGRTMIN + 1, lambda *_: sys.exit(5)); print('set', flush=True); signal.pause()"
+    shell.start("web", "--stop-signal", "RTMIN+1", command=(sys.executable, "-c", trap))
+    eventually(lambda: "set" in shell("logs", "web").stdout)
+    shell("stop", "web")
+    assert "ended with status 5" in shell("logs", "web").stdout
 
 
 def test_delete_leaves_a_device_that_an_app_logs_to(shell: Shell) -> None:

@@ -40,26 +40,36 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    arguments = sys.argv[1:] if argv is None else argv
-    options = (None if "_ARGCOMPLETE" in os.environ else _quick(arguments)) or _parse(arguments)
-    if options.version:
-        from daemonkit import __version__
-
-        print(f"daemonkit {__version__}")
-        return 0
     from daemonkit.cli import _say
 
-    module, name = options.where
+    _say.open_streams()
     try:
+        status = _run(sys.argv[1:] if argv is None else argv)
+    except SystemExit as error:  # argparse's, after --help or an error; and that of `run`
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
+    return _say.flush(status)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    from daemonkit.cli import _say
+
+    options: argparse.Namespace | SimpleNamespace = SimpleNamespace(debug=False)
+    try:
+        options = (None if "_ARGCOMPLETE" in os.environ else _quick(arguments)) or _parse(arguments)
+        if options.version:
+            from daemonkit import __version__
+
+            print(f"daemonkit {__version__}")
+            return 0
+        module, name = options.where
         return int(getattr(import_module(f"daemonkit.cli.{module}"), name)(options))
     except _say.Usage as error:
         options.refuse(str(error))
         raise
     except BrokenPipeError:  # whoever read it, as head(1), has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
-    except KeyboardInterrupt:
-        _say.say("interrupted")
+    except (KeyboardInterrupt, _say.Interrupted) as error:
+        _say.say(f"interrupted; {error}" if str(error) else "interrupted")
         return _INTERRUPTED
     except Exception as error:
         if options.debug:

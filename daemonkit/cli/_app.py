@@ -72,6 +72,8 @@ class App:
         try:
             found = _read_json(f"{self._path}.json")
         except FileNotFoundError:
+            if self.holder():
+                raise LookupError(f"{self.name} is still starting, and nothing of it is kept before it is up") from None
             raise LookupError(
                 f"there is no app {self.name}; start it with: daemonkit start {self.name} -- CMD"
             ) from None
@@ -132,12 +134,10 @@ class App:
             "uptime": None if uptime is None else round(max(uptime, 0.0), 2),
         }
 
-    def reloads(self) -> tuple[set[int], int] | None:
-        """Return the pids of the instances that are up and how many reloads have failed; None if nothing tells."""
+    def running_state(self) -> dict[str, Any] | None:
+        """Return what its supervisor says of the instances (`_keep.Journal`); None if none does."""
         holder = self.holder()
-        if not holder or not (state := self._state_of(holder)):
-            return None
-        return {pid for one in state["instances"] for pid in one["up"]}, state["reloads_failed"]
+        return (self._state_of(holder) or None) if holder else None
 
     def _wanted(self) -> int | None:
         with contextlib.suppress(LookupError, ValueError, TypeError, OSError):
@@ -179,7 +179,10 @@ def _is_state(value: object) -> TypeGuard[dict[str, Any]]:
         isinstance(one, dict)
         and type(one.get("starts")) is int
         and isinstance(one.get("up"), list)
-        and all(type(pid) is int for pid in one["up"])
+        and isinstance(one.get("runs"), list)
+        and all(type(pid) is int for pid in one["up"] + one["runs"])
+        and type(one.get("done")) is bool
+        and type(one.get("failed")) is int
         for one in value["instances"]
     )
 
@@ -225,17 +228,10 @@ def apps() -> list[App]:
     return []
 
 
-def size_of(path: str) -> int:
-    """Return a file's size in bytes, 0 if there is none."""
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return 0
-
-
 def _read(path: str) -> bytes:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    with open(fd, "rb") as file:
+    if not stat.S_ISREG(os.lstat(path).st_mode):
+        raise ValueError(f"{path} is no file")
+    with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
         return file.read()
 
 

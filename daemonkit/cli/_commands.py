@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 
+from daemonkit import _process
 from daemonkit.cli import _app, _say
 from daemonkit.cli._app import App
 from daemonkit.cli._options import settings_of
@@ -14,13 +15,14 @@ from daemonkit.cli._options import settings_of
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from typing import Any, Final, NoReturn
 
     from daemonkit.cli._app import Settings
 
 _INTERRUPTED: Final = 130  # as a shell has it: 128 + SIGINT
 _LAST_LINES: Final = 10
+_LAST_BYTES: Final = 1 << 16
 _LOOK: Final = 0.1  # seconds between looks at a file that tells no one when it changes
 _MARGIN: Final = 5.0  # seconds that a supervisor has beyond its instances' stop timeout
 _OWN: Final = "daemonkit: "
@@ -30,10 +32,10 @@ _OWN: Final = "daemonkit: "
 def start(options: argparse.Namespace) -> int:
     app = App(options.name)
     settings = settings_of(options)
-    if options.command:
-        settings.setdefault("cwd", os.getcwd())
-    else:
+    if not options.command:
         settings = app.settings() | settings
+    elif "cwd" not in settings:
+        settings["cwd"] = os.getcwd()
     return _launch(app, settings)
 
 
@@ -52,14 +54,16 @@ def _launch(app: App, settings: Settings) -> int:
             with contextlib.suppress(ProcessLookupError, ChildProcessError):
                 signal.pidfd_send_signal(pidfd, signal.SIGINT)  # from a terminal it has had it; else it has not
                 os.waitpid(child, 0)  # it ends what it had begun
-            _say.say(f"interrupted; {app.name} {'runs' if app.holder() else 'was not started'}")
-            return _INTERRUPTED
+            raise _say.Interrupted(f"{app.name} {'runs' if app.holder() else 'was not started'}") from None
     if status == 0:
         _tell(app)
     return status
 
 
 def _tell(app: App) -> None:
+    state = app.running_state()
+    if state and all(one["done"] for one in state["instances"]):
+        _process.wait_for_end(state["supervisor"][0], _MARGIN)  # it has nothing left to do
     report = app.report()
     if report["pid"]:
         print(f"{app.name}: {_app.up_of(report)} up, pid {report['pid']}")
@@ -74,7 +78,8 @@ def _become(app: App, settings: Settings) -> NoReturn:
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt_once)
     log = settings.get("log") or app.default_log
-    begin = _app.size_of(log)
+    files = _outputs(settings, log)
+    before = _sizes(files)
     status = 1
     try:
         with detached(
@@ -85,15 +90,22 @@ def _become(app: App, settings: Settings) -> NoReturn:
             detach_process=True,
             wait_ready=True,
         ) as context:
-            status = _supervise(settings, context, app, log, lambda: _last_lines(log, begin))
+            status = _supervise(settings, context, app, log, lambda: _last_lines(files, before))
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else 1
     except AlreadyRunningError as error:
-        pid = app.settled_pid() or error.pid
-        _say.say(f"{app.name} runs already, as process {pid}; stop it first: daemonkit stop {app.name}")
+        holder = app.holder()
+        if holder and not holder.ours:
+            _say.say(_say.in_one_line(error))
+        else:
+            pid = app.settled_pid() or error.pid
+            _say.say(f"{app.name} runs already, as process {pid}; stop it first: daemonkit stop {app.name}")
     except StartError as error:
         # The supervisor's SystemExit, as it is at the end of its traceback: the program's last lines, and the cause.
         *lines, cause = error.traceback.partition("SystemExit: ")[2].rstrip().splitlines() or [str(error)]
+        if error.exitcode == 0:  # a SIGTERM that came before there was anything to stop
+            cause = "it was stopped before that"
+        _say.clear()
         sys.stderr.writelines(f"{line}\n" for line in lines)
         _say.say(f"{app.name} did not start: {cause}; see {log}")
     except KeyboardInterrupt:
@@ -122,17 +134,16 @@ def _supervise(
     from daemonkit import STDOUT
     from daemonkit.cli import _keep
 
-    rotates = log and settings.get("log_max_bytes") and "stdout" not in settings
-    if rotates:
+    streams: Settings = {}
+    handler: logging.Handler = logging.StreamHandler()
+    if log and settings.get("log_max_bytes") and "stdout" not in settings:
         import logging.handlers
 
-        settings_now = {**settings, "stdout": log, "stderr": settings.get("stderr", STDOUT)}
-        handler: logging.Handler = logging.handlers.WatchedFileHandler(str(log))
-    else:
-        settings_now, handler = settings, logging.StreamHandler()
+        streams = {"stdout": log, "stderr": settings.get("stderr", STDOUT)}
+        handler = logging.handlers.WatchedFileHandler(log)
     logging.basicConfig(level=logging.INFO, format=f"{_OWN}%(asctime)s %(message)s", handlers=[handler])
     try:
-        return _keep.run(settings_now, context, app, last_lines)
+        return _keep.run(settings, streams, context, app, last_lines)
     except Exception as error:
         raise SystemExit(_say.in_one_line(error)) from error
 
@@ -147,7 +158,7 @@ def run(options: argparse.Namespace) -> int:
         with detached(
             detach_process=False, wait_ready=True, stdout=log, stderr=log, working_directory=directory
         ) as context:
-            return _supervise(settings, context, None, log)
+            sys.exit(_supervise(settings, context, None, log))  # also where it was stopped before it was up
     except SystemExit as error:
         if isinstance(error.code, str):
             raise _say.Failure(error.code) from error
@@ -172,13 +183,32 @@ def _stop(app: App) -> int:
         with _say.progress(f"stopping {app.name}"):
             stop(app.pidfile, timeout + _MARGIN)
     except NotRunningError:
+        if app.holder():  # another tool's process, or out of reach
+            raise
         app.must_be_known()
+    except KeyboardInterrupt:
+        raise _say.Interrupted(f"{app.name} is being stopped") from None
     return 0
 
 
 def _restart(app: App) -> int:
     settings = app.settings()
-    return _stop(app) or _launch(app, settings)
+    _check(settings)
+    try:
+        _stop(app)
+    except _say.Interrupted as error:
+        raise _say.Interrupted(f"{error}, and will not be started again") from None
+    return _launch(app, settings)
+
+
+def _check(settings: Settings) -> None:
+    """Refuse what can't be started, while the old one still runs."""
+    from daemonkit import _command
+
+    _app.make_home()
+    _, program = _command.command(settings["command"], None, shell=False)
+    environment = _command.environment({**os.environ, **settings.get("env", {})})
+    _command.find(program, environment, _command.directory(settings.get("cwd", "/")))
 
 
 def _delete(app: App) -> int:
@@ -197,14 +227,16 @@ def _reload(app: App) -> int:
     app.must_be_known()
     if not app.holder():
         raise _say.Failure(f"{app.name} does not run; start it with: daemonkit start {app.name}")
-    process, before = attach(app.pidfile), app.reloads()
+    process, state = attach(app.pidfile), app.running_state()
+    before = state["instances"] if state else []
     process.send_signal(signal.SIGHUP)
     with _say.progress(f"reloading {app.name}"):
-        while before and (now := app.reloads()):
-            if now[1] != before[1]:
-                text = f"{app.name} was not reloaded: a new run did not come up, and the old one stays; see {app.log()}"
+        while state and (now := app.running_state()):
+            pairs = list(zip(before, now["instances"], strict=True))
+            if now["reloads_failed"] != state["reloads_failed"] or any(_has_failed(*pair) for pair in pairs):
+                text = f"{app.name} was not reloaded: a new run did not come up; what was up stays; see {app.log()}"
                 raise _say.Failure(text)
-            if before[0].isdisjoint(now[0]) and (now[0] or not before[0]):
+            if all(_is_replaced(*pair) for pair in pairs):
                 return 0
             process.wait_for_end(_LOOK)
     if not process.running:
@@ -213,6 +245,16 @@ def _reload(app: App) -> int:
         f"{app.name} is told to reload, but not when it is done: its state can't be read; "
         f"see whether {_app.home()} is full"
     )
+
+
+def _has_failed(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Tell whether the new run of an instance that had none has failed; no other would stay in its place."""
+    return not before["runs"] and now["failed"] > before["failed"]
+
+
+def _is_replaced(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Tell whether a new run is up and no old one is left, or whether the instance's work is done."""
+    return now["done"] or (bool(now["up"]) and set(before["runs"]).isdisjoint(now["runs"]))
 
 
 _VERBS: Final = {"stop": _stop, "restart": _restart, "reload": _reload, "delete": _delete}
@@ -227,8 +269,9 @@ def each(options: argparse.Namespace) -> int:
         try:
             worst = max(worst, do(app))
         except KeyboardInterrupt:
-            _say.say(f"interrupted; {app.name} {'runs' if app.holder() else 'does not run'}")
-            return _INTERRUPTED
+            raise _say.Interrupted(f"{app.name} {'runs' if app.holder() else 'does not run'}") from None
+        except _say.Interrupted:
+            raise
         except Exception as error:
             if options.debug:
                 raise
@@ -237,12 +280,31 @@ def each(options: argparse.Namespace) -> int:
     return worst
 
 
-def _last_lines(path: str, begin: int) -> list[str]:
-    """Return the last lines that the program itself has written since `begin`."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(begin)
-            text = file.read().decode(errors="backslashreplace")
-    except OSError:
-        return []
-    return [line for line in text.splitlines() if not line.startswith(_OWN)][-_LAST_LINES:]
+def _outputs(settings: Settings, log: str) -> list[str]:
+    """Return the files that the program writes to."""
+    count = len(os.sched_getaffinity(0)) if settings.get("instances") == "auto" else settings.get("instances", 1)
+    paths = [settings.get("stdout", log), settings.get("stderr", log)]
+    return [*dict.fromkeys(path.replace("{instance}", str(index)) for path in paths for index in range(count))]
+
+
+def _sizes(files: list[str]) -> dict[tuple[int, int], int]:
+    """Return how long they are now, by what stays the same when they are rotated."""
+    sizes = {}
+    for path in (part for file in files for part in (f"{file}.1", file)):
+        with contextlib.suppress(OSError):
+            info = os.stat(path)
+            sizes[info.st_dev, info.st_ino] = info.st_size
+    return sizes
+
+
+def _last_lines(files: list[str], before: dict[tuple[int, int], int]) -> list[str]:
+    """Return the last lines that the program itself has written since."""
+    lines: list[str] = []
+    for path in (part for file in files for part in (f"{file}.1", file)):
+        if not os.path.isfile(path):
+            continue
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            info = os.fstat(file.fileno())
+            file.seek(max(before.get((info.st_dev, info.st_ino), 0), info.st_size - _LAST_BYTES))
+            lines += file.read().decode(errors="backslashreplace").splitlines()
+    return [line for line in lines if not line.startswith(_OWN)][-_LAST_LINES:]

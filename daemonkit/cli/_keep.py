@@ -11,6 +11,8 @@ import signal
 from daemonkit import _process
 from daemonkit._policy import Backoff
 from daemonkit._supervise import supervise
+from daemonkit.cli import _say
+from daemonkit.cli._options import signal_number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,20 +29,23 @@ _logger = logging.getLogger("daemonkit")
 class Journal:
     """Follows the events of a supervisor: who is up, and whether the start has failed."""
 
-    def __init__(self, count: int, *, tolerant: frozenset[int], timeout: float = math.inf) -> None:
-        """Expect `count` instances; `tolerant` are the statuses that are no failure at the start.
-
-        One that is not ready `timeout` seconds after its start is killed.
-        """
-        me = _process.identity()
-        self.instances: list[dict[str, Any]] = [{"up": [], "starts": 0, "done": False} for _ in range(count)]
+    def __init__(self, settings: Settings) -> None:
+        """Nothing has happened yet."""
+        me, count = _process.identity(), settings.get("instances", 1)
+        self.instances: list[dict[str, Any]] = [
+            {"runs": [], "up": [], "starts": 0, "failed": 0, "done": False}
+            for _ in range(len(os.sched_getaffinity(0)) if count == "auto" else count)
+        ]
+        """Of each: the pids of its runs, and of those that are up; how many ended before that; is its work done."""
         self.state: dict[str, Any] = {
             "supervisor": [me.pid, me.started],
             "ready": False,
             "instances": self.instances,
             "reloads_failed": 0,
         }
-        self._tolerant, self._timeout = tolerant, timeout
+        self._wished = frozenset(() if settings.get("restart") == "always" else settings.get("success_codes", (0,)))
+        self._must_say_so = bool(settings.get("wait_ready"))
+        self._timeout = settings.get("start_timeout", 30.0) if self._must_say_so else math.inf
         self._begun: dict[int, float] = {}
         self.failure: str | None = None
         """What went wrong before all were up."""
@@ -51,6 +56,7 @@ class Journal:
         match event.kind:
             case "start":
                 one["starts"] += 1
+                one["runs"].append(event.pid)
                 self._begun[event.pid] = event.time
             case "ready":
                 one["up"].append(event.pid)
@@ -61,11 +67,15 @@ class Journal:
 
     def _ended(self, one: dict[str, Any], event: Event) -> None:
         lived = event.time - self._begun.pop(event.pid, event.time)
+        one["runs"] = [pid for pid in one["runs"] if pid != event.pid]
+        good = event.pid in one["up"] or (event.exitcode in self._wished and not self._must_say_so)
         if event.pid in one["up"]:
             one["up"].remove(event.pid)
-        elif event.exitcode in self._tolerant:
-            one["done"] = True
-        elif not self.state["ready"] and not self.failure:
+        one["done"] = good and event.exitcode in self._wished and not one["runs"]
+        if good:
+            return
+        one["failed"] += 1
+        if not self.state["ready"] and not self.failure:
             code = event.exitcode or 0
             how = f"with status {code}" if code >= 0 else f"by {_process.signal_name(-code)}"
             self.failure = f"instance {event.instance} ended {how} before it was up"
@@ -81,21 +91,25 @@ class Journal:
         """Take note of the end."""
         self.state["exitcode"] = summary.exitcode
         for one, record in zip(self.instances, summary.instances, strict=True):
-            one["up"], one["starts"] = [], record.starts
+            one["runs"], one["up"], one["starts"] = [], [], record.starts
 
 
-def run(settings: Settings, context: DetachedContext, app: App | None, last_lines: Callable[[], list[str]]) -> int:
+def run(
+    settings: Settings,
+    streams: Settings,
+    context: DetachedContext,
+    app: App | None,
+    last_lines: Callable[[], list[str]],
+) -> int:
     """Supervise what the settings say, in the process that is to do so; return its exit status.
+
+    `streams` are settings too, which are not the app's own and not to be kept.
 
     With `app` the start counts as failed if an instance ends badly before all are up: SystemExit, with the program's
     `last_lines`, taken before it is restarted, and the reason.
     """
-    options = _options(settings)
-    count = len(os.sched_getaffinity(0)) if settings.get("instances") == "auto" else settings.get("instances", 1)
-    tolerant = () if settings.get("restart") == "always" else settings.get("success_codes", (0,))
-    timeout = settings.get("start_timeout", 30.0) if settings.get("wait_ready") else math.inf
-    journal = Journal(count, tolerant=frozenset(tolerant), timeout=timeout)
-
+    options = _options({**settings, **streams})
+    journal = Journal(settings)
     said: list[list[str]] = []
 
     def on_event(event: Event) -> None:
@@ -123,7 +137,7 @@ def _count_as_up(journal: Journal, settings: Settings, context: DetachedContext,
         try:
             app.save(settings)
         except OSError as error:
-            journal.failure = f"{error.filename or app.name} can't be written: {error.strerror}"
+            journal.failure = f"the settings of {app.name} can't be kept: {_say.in_one_line(error)}"
             os.kill(os.getpid(), signal.SIGTERM)
             return
     journal.state["ready"] = True
@@ -148,5 +162,5 @@ def _options(settings: Settings) -> dict[str, Any]:
     if backoff := options.get("backoff"):
         options["backoff"] = Backoff(*backoff)
     if stop_signal := options.get("stop_signal"):
-        options["stop_signal"] = signal.Signals[stop_signal]
+        options["stop_signal"] = signal_number(stop_signal)
     return options

@@ -24,7 +24,8 @@ def logs(options: argparse.Namespace) -> int:
         app.must_be_known()
     file = _open(path)
     if file:
-        _show(file, _tail_of(file, options.lines))
+        for part, position in _tails(path, file, options.lines):
+            _show(part, position)
     if options.follow:
         with contextlib.suppress(KeyboardInterrupt):
             _follow(path, file)
@@ -38,31 +39,42 @@ def _open(path: str) -> BinaryIO | None:
         return None
 
 
-def _tail_of(file: BinaryIO, count: int) -> int:
-    """Return where the last `count` lines begin; what is before them is not read."""
+def _tails(path: str, file: BinaryIO, count: int) -> list[tuple[BinaryIO, int]]:
+    """Return where the last `count` lines begin: also in what the log was rotated to, the oldest first."""
+    found: list[tuple[BinaryIO, int]] = []
+    part: BinaryIO | None = file
+    while part:
+        position, count = _tail_of(part, count)
+        found.insert(0, (part, position))
+        part = _open(f"{path}.{len(found)}") if count else None
+    return found
+
+
+def _tail_of(file: BinaryIO, count: int) -> tuple[int, int]:
+    """Return where the last `count` lines begin, and how many are missing; what is before them is not read."""
     end = position = file.seek(0, os.SEEK_END)
-    if not count:
-        return end
-    missing = count
-    while position:
+    while position and count:
         start = max(position - _BLOCK, 0)
         file.seek(start)
         block = file.read(position - start)
         before = len(block) - 1 if position == end else len(block)  # the last line's own end begins no other
         while (found := block.rfind(b"\n", 0, before)) >= 0:
-            missing -= 1
-            if not missing:
-                return start + found + 1
+            count -= 1
+            if not count:
+                return start + found + 1, 0
             before = found
         position = start
-    return 0
+    return (0, count - 1) if end and count else (end, count)
 
 
 def _show(file: BinaryIO, position: int) -> None:
     file.seek(position)
-    while part := file.read(_BLOCK):
-        sys.stdout.buffer.write(part)
-    sys.stdout.flush()
+    try:
+        while part := file.read(_BLOCK):
+            sys.stdout.buffer.write(part)
+        sys.stdout.flush()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "standard output") from error
 
 
 def _follow(path: str, file: BinaryIO | None) -> NoReturn:

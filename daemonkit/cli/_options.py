@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
+import re
 import signal
 from collections import namedtuple
+
+from daemonkit import _process
+from daemonkit._policy import Backoff
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,13 +20,35 @@ if TYPE_CHECKING:
     from daemonkit.cli._app import Settings
 
 
+# --- from text: a ValueError or KeyError is a usage error ---------------------------------------------------------
+
+
+def _at_least(least: float, value: float) -> float:
+    if not value >= least:  # NaN is neither
+        raise ValueError
+    return value
+
+
+def _count(text: str) -> int:
+    return int(_at_least(0, int(text)))
+
+
 def _instances(text: str) -> int | str:
-    return text if text == "auto" else int(text)
+    return text if text == "auto" else int(_at_least(1, int(text)))
+
+
+def _seconds(text: str) -> float:
+    return _at_least(math.ulp(0.0), float(text))
+
+
+def _patience(text: str) -> float:
+    return _at_least(0, float(text))
 
 
 def _size(text: str) -> int:
     units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-    return int(text[:-1]) * units[text[-1].upper()] if text[-1:].upper() in units else int(text)
+    number = int(text[:-1]) * units[text[-1].upper()] if text[-1:].upper() in units else int(text)
+    return int(_at_least(1, number))
 
 
 def _numbers(text: str) -> list[int]:
@@ -32,11 +59,22 @@ def _backoff(text: str) -> list[float]:
     parts = [float(part) for part in text.split(",")]
     if len(parts) > 3:
         raise ValueError
+    Backoff(*parts)
     return parts
 
 
+def signal_number(text: str) -> int:
+    """Return the number of a signal by its name, with or without SIG, or number; also of SIGRTMIN+N and SIGRTMAX-N."""
+    name = text.upper().removeprefix("SIG")
+    found = re.fullmatch(r"([A-Z]\w*)([+-]\d+)?", name)
+    number = signal.Signals[f"SIG{found[1]}"] + int(found[2] or 0) if found else int(name)
+    if number not in signal.valid_signals():
+        raise ValueError
+    return int(number)
+
+
 def _signal(text: str) -> str:
-    return signal.Signals(int(text)).name if text.isdigit() else signal.Signals[f"SIG{text.removeprefix('SIG')}"].name
+    return _process.signal_name(signal_number(text)).removeprefix("signal ")
 
 
 def _user(text: str) -> int | str:
@@ -44,15 +82,20 @@ def _user(text: str) -> int | str:
 
 
 def _octal(text: str) -> int:
-    return int(text, 8)
+    number = int(text, 8)
+    if not 0 <= number <= 0o777:
+        raise ValueError
+    return number
 
 
 def _path(text: str) -> str:
+    if not text:
+        raise ValueError
     return os.path.abspath(text)
 
 
 def _listen(text: str) -> str:
-    return f"unix:{os.path.abspath(text.removeprefix('unix:'))}" if text.startswith("unix:") else text
+    return f"unix:{_path(text.removeprefix('unix:'))}" if text.startswith("unix:") else text
 
 
 def _variable(text: str) -> tuple[str, str]:
@@ -81,13 +124,13 @@ OPTIONS: Final = (
     Option("--restart", "when to start it again (on-failure)", choices=("always", "on-failure", "never")),
     Option("--success-codes", "exit statuses that are no failure (0)", _numbers, "N,N"),
     Option("--backoff", "seconds before restarts in a row (0.1,2,30)", _backoff, "INITIAL,FACTOR,MAXIMUM"),
-    Option("--min-uptime", "seconds after which a run was a good one (1)", float, "S"),
-    Option("--max-restarts", "restarts in a row before it is given up (no limit)", int, "N"),
+    Option("--min-uptime", "seconds after which a run was a good one (1)", _seconds, "S"),
+    Option("--max-restarts", "restarts in a row before it is given up (no limit)", _count, "N"),
     Option("--stop-signal", "what asks it to end (SIGTERM)", _signal, "SIG"),
-    Option("--stop-timeout", "seconds until SIGKILL (10)", float, "S"),
+    Option("--stop-timeout", "seconds until SIGKILL (10)", _patience, "S"),
     Option("--wait-ready", "it is up when it sends READY=1 to $NOTIFY_SOCKET", None),
-    Option("--start-timeout", "seconds that may take (30)", float, "S"),
-    Option("--watchdog", "seconds within which it must send WATCHDOG=1", float, "S"),
+    Option("--start-timeout", "seconds that may take (30)", _seconds, "S"),
+    Option("--watchdog", "seconds within which it must send WATCHDOG=1", _seconds, "S"),
     Option("--max-memory", "bytes above which it is replaced; 200M", _size, "BYTES"),
     Option("--cpu-affinity", "bind instance i to CPU i mod n", choices=("spread",)),
     Option(
@@ -103,7 +146,7 @@ OPTIONS: Final = (
     Option("--stderr", "the same", _path, "F"),
     Option("--log", "its log (NAME.log)", _path, "F"),
     Option("--log-max-bytes", "rotate the log by size; 10M", _size, "BYTES"),
-    Option("--log-backups", "old logs to keep (5)", int, "N"),
+    Option("--log-backups", "old logs to keep (5)", _count, "N"),
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 from collections import namedtuple
 
@@ -131,7 +132,10 @@ def _formatter(prog: str) -> argparse.HelpFormatter:
 
 def _parser(verbs: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "daemonkit", description="Keep programs running in the background.", formatter_class=_formatter
+        "daemonkit",
+        description="Keep programs running in the background.",
+        epilog="examples:\n  daemonkit start web -i 4 -- python worker.py\n  daemonkit ls\n  daemonkit start --help",
+        formatter_class=_formatter,
     )
     parser.add_argument("--version", action="store_true", help="tell the version and end")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
@@ -159,9 +163,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     verb = next((one for one in own if not one.startswith("-")), "")
     parser = _parser([verb] if verb in _COMMANDS else [*_COMMANDS])
     if "_ARGCOMPLETE" in os.environ:
-        import argcomplete  # the extra "cli"; a shell that completes a line sets this variable
+        with contextlib.suppress(ImportError):
+            import argcomplete  # the extra "cli"; a shell that completes a line sets this variable
 
-        argcomplete.autocomplete(_parser([*_COMMANDS]))
+            argcomplete.autocomplete(_parser([*_COMMANDS]))
     options = parser.parse_args(own)
     options.command = command
     if options.verb is None and not options.version:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 
 from daemonkit.cli import _app, _say
@@ -16,12 +17,20 @@ if TYPE_CHECKING:
     from typing import Any, Final
 
 _NOT_RUNNING: Final = 3
+_TERMINATED: Final = 143  # as a shell has it: 128 + SIGTERM
 _TOP_EVERY: Final = 1.0  # seconds
 
 
 def ls(options: argparse.Namespace) -> int:
-    _show([_report(app, usage=_is_shown(options)) for app in _app.apps()], as_json=options.json)
-    return 0
+    reports, status = [], 0
+    for app in _app.apps():
+        try:
+            reports.append(_report(app, usage=_is_shown(options)))
+        except OSError as error:  # its pidfile is none
+            _say.say(_say.in_one_line(error))
+            status = 1
+    _show(reports, as_json=options.json)
+    return status
 
 
 def status(options: argparse.Namespace) -> int:
@@ -78,7 +87,7 @@ def _show(reports: list[dict[str, Any]], *, as_json: bool) -> None:
         print(json.dumps(reports))
         return
     rows = [_cells(report) for report in reports]
-    if sys.stdout.isatty() and (table := _rich_table(rows)):
+    if sys.stdout.isatty() and not os.environ.get("NO_COLOR") and (table := _rich_table(rows)):
         table()
         return
     widths = [max(len(row[i]) for row in (_COLUMNS, *rows)) for i in range(len(_COLUMNS))]
@@ -136,10 +145,14 @@ def top(_options: argparse.Namespace) -> int:
         from rich.live import Live
     except ImportError:
         raise _say.Failure("top needs more than the base install: pip install 'daemonkit[cli]'") from None
+    if not sys.stdout.isatty():
+        raise _say.Failure("top needs a terminal; where there is none: daemonkit ls")
+    import signal
     import threading
 
     done = threading.Event()
-    with contextlib.suppress(KeyboardInterrupt), Live(auto_refresh=False, screen=sys.stdout.isatty()) as live:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))  # so that the terminal is as it was
+    with contextlib.suppress(KeyboardInterrupt), Live(auto_refresh=False, screen=True) as live:
         while True:
             live.update(_table([_cells(_report(app, usage=True)) for app in _app.apps()]), refresh=True)
             done.wait(_TOP_EVERY)
