@@ -36,7 +36,7 @@ def become(  # noqa: PLR0913, PLR0917 - what differs from run to run
         if settings.target:
             _undo_own(own)
         if settings.listen:
-            _pass_sockets(settings.listen)
+            _pass_sockets(settings.listen, settings.bound if settings.target else frozenset())
         if settings.umask is not None:
             os.umask(settings.umask)
         if settings.cwd is not None:
@@ -72,6 +72,8 @@ def _open_streams(settings: Settings, index: int) -> None:
         else:
             continue
         os.dup2(fd, number)
+        if stream.path is not None and (number, index) not in settings.pipes:
+            os.close(fd)
 
 
 def _environment(settings: Settings, index: int, address: bytes | str) -> dict[bytes, bytes]:
@@ -94,10 +96,13 @@ def _undo_own(own: Iterable[int]) -> None:
         os.close(fd)
 
 
-def _pass_sockets(fds: tuple[int, ...]) -> None:
+def _pass_sockets(fds: tuple[int, ...], own: frozenset[int]) -> None:
+    """Have them as 3 and up; those that are the caller's `own` and no longer needed are closed."""
     high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _LISTEN_START + len(fds)) for fd in fds]
     for number, fd in enumerate(high, _LISTEN_START):
         os.dup2(fd, number)
+        os.close(fd)
+    for fd in own.difference(range(_LISTEN_START, _LISTEN_START + len(fds))):
         os.close(fd)
 
 

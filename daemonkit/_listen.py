@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import socket
 import stat
 from collections.abc import Iterable
@@ -18,13 +19,17 @@ Listen = str | socket.socket
 
 _BACKLOG: Final = 1024
 _LAST_STREAM: Final = 2
+_LAST_PORT: Final = 65535
 
 
-def sockets(listen: object, stack: contextlib.ExitStack) -> list[socket.socket]:
+def sockets(listen: object, stack: contextlib.ExitStack) -> tuple[list[socket.socket], list[socket.socket]]:
+    """Return the sockets, and those of them that were opened here; the stack closes those."""
     wanted = [listen] if isinstance(listen, (str, socket.socket)) else listen
     if not isinstance(wanted, Iterable):
         raise TypeError(f'listen: "host:port", "unix:path" or a socket, not {listen!r}')
-    return [_bound(one, stack) for one in wanted]
+    given = [*wanted]
+    found = [_bound(one, stack) for one in given]
+    return found, [sock for sock, one in zip(found, given, strict=True) if sock is not one]
 
 
 def _bound(one: object, stack: contextlib.ExitStack) -> socket.socket:
@@ -32,8 +37,8 @@ def _bound(one: object, stack: contextlib.ExitStack) -> socket.socket:
         return _handed_in(one, stack)
     if not isinstance(one, str):
         raise TypeError(f'listen: "host:port", "unix:path" or a socket, not {one!r}')
-    if one == "unix:":
-        raise ValueError("listen: 'unix:' has no path")
+    if one == "unix:" or "\0" in one:
+        raise ValueError(f"listen: {one!r} names no socket")
     if one.startswith("unix:"):
         return _bound_unix(os.path.abspath(one.removeprefix("unix:")), stack)
     return _bound_port(one, stack)
@@ -51,10 +56,10 @@ def _handed_in(one: socket.socket, stack: contextlib.ExitStack) -> socket.socket
 
 
 def _bound_port(one: str, stack: contextlib.ExitStack) -> socket.socket:
-    host, colon, port = one.rpartition(":")
-    if not colon or not port.isdigit() or int(port) > 65535 or (":" in host and not host.startswith("[")):
+    form = re.fullmatch(r"(?P<host>\[[^][]*\]|[^][:]*):(?P<port>[0-9]{1,5})", one)
+    if not form or int(form["port"]) > _LAST_PORT:
         raise ValueError(f'listen: "host:port", as "127.0.0.1:8000" or "[::1]:8000", not {one!r}')
-    host = host.removeprefix("[").removesuffix("]")
+    host, port = form["host"].strip("[]"), form["port"]
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -93,8 +98,11 @@ def _remove_stale_socket(path: str) -> None:
     if not stat.S_ISSOCK(info.st_mode):
         raise FileExistsError(errno.EEXIST, "listen: there is something that is no socket", path)
     with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)  # one with a full backlog would keep us waiting
         try:
             probe.connect(path)
+        except BlockingIOError:
+            pass  # ... and lives
         except ConnectionRefusedError:
             os.unlink(path)
             return

@@ -170,9 +170,12 @@ class Instance:
 
     def ready(self, run: Run, now: float) -> list[Action]:
         """Take note that the run is up; what it replaces can go."""
-        if run.up or run.stop_by is not None or run.exitcode is not None:
+        if run.stop_by is not None or run.exitcode is not None:
             return []
-        run.up, run.fed = True, now
+        run.fed = now
+        if run.up:
+            return []
+        run.up = True
         actions: list[Action] = [("emit", "ready", run)]
         if run is self.spare and self.current:
             before, self.current, self.spare = self.current, run, None

@@ -24,93 +24,115 @@ _logger = logging.getLogger("daemonkit")
 _PIPE_SIZE: Final = 1 << 20
 _READ: Final = 1 << 18  # bytes; for more, the C library maps fresh memory each time, which takes as long as the rest
 _AT_ONCE: Final = 64  # reads, after which other work has its turn
+_LONGEST_LINE: Final = 1 << 20  # bytes that are kept for the end of a line in a log that several write to
 _RETRY: Final = 1.0  # seconds until a log that could not be written is tried again
 
 
-class Pump:
-    """Reads what an instance writes into a pipe, and writes it to a file that is rotated by size.
-
-    No line is split or lost: where the file can't be written, nothing is read, so that the instance waits.
-    """
+class Log:
+    """A file that is rotated by size; no line is split."""
 
     def __init__(self, path: str, max_bytes: int, backups: int, umask: int | None, owner: _users.Owner | None) -> None:
-        self._path, self._max, self._backups, self._umask, self._owner = path, max_bytes, backups, umask, owner
+        self.path, self._max, self._backups, self._umask, self._owner = path, max_bytes, backups, umask, owner
         self._open()
+        self._in_line = False
+        self.held_by: object = None
+        """Who was interrupted in the midst of a line, which is to be finished first."""
+
+    def _open(self) -> None:
+        self.fd, created = _stdio.open_log(self.path, self._umask)
+        if created and self._owner:
+            os.fchown(self.fd, self._owner.uid, self._owner.gid)
+        info = os.fstat(self.fd)
+        self._size: float = info.st_size if stat.S_ISREG(info.st_mode) else -math.inf  # a device is not rotated
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+    def write(self, data: bytes, who: object) -> int:
+        """Write some of it, or rotate; return how much was written."""
+        room = self._max - self._size
+        cut = len(data)
+        if cut > room:
+            cut = data.rfind(b"\n", 0, max(int(room), 0)) + 1
+            if cut == 0 and self._size > 0 and not self._in_line:
+                self._rotate()
+                return 0
+            if cut == 0:  # a line that is longer than a file may be, or goes on
+                cut = data.find(b"\n") + 1 or len(data)
+        done = os.write(self.fd, memoryview(data)[:cut])
+        self._in_line = data[done - 1 : done] != b"\n"
+        self.held_by = who if done < cut and self._in_line else None
+        self._size += done
+        return done
+
+    def _rotate(self) -> None:
+        if os.path.lexists(self.path):  # somebody may have moved it
+            for number in range(self._backups - 1, 0, -1):
+                with contextlib.suppress(FileNotFoundError):
+                    os.rename(f"{self.path}.{number}", f"{self.path}.{number + 1}")
+            with contextlib.suppress(FileNotFoundError):
+                if self._backups:
+                    os.rename(self.path, f"{self.path}.1")
+                else:
+                    os.unlink(self.path)
+        before = self.fd
+        self._open()
+        os.close(before)
+
+
+class Pump:
+    """Reads what an instance writes into a pipe, and writes it to its log.
+
+    Nothing is lost: where the file can't be written, nothing is read, so that the instance waits. A log that several
+    write to gets whole lines: what begins one is kept until the rest is there.
+    """
+
+    def __init__(self, log: Log, *, shared: bool) -> None:
+        self.log, self._shared = log, shared
         self.reader, self.writer = os.pipe()
         os.set_blocking(self.reader, False)
         with contextlib.suppress(OSError):
             fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
         self._pending = b""
-        self._in_line = False
         self.retry_at = math.inf
 
-    def _open(self) -> None:
-        self._fd, created = _stdio.open_log(self._path, self._umask)
-        if created and self._owner:
-            os.fchown(self._fd, self._owner.uid, self._owner.gid)
-        info = os.fstat(self._fd)
-        self._size: float = info.st_size if stat.S_ISREG(info.st_mode) else -math.inf  # a device is not rotated
-
-    def close_reading(self) -> None:
-        """In the worker, which only hands on the other end."""
-        os.close(self.reader)
-        os.close(self._fd)
-
     def close(self) -> None:
-        """Write what is left, and close all of it."""
-        self.drain()
-        for fd in (self.reader, self.writer, self._fd):
-            os.close(fd)
-
-    def drain(self) -> None:
-        """Write all that there is to read, now that nobody writes any more."""
-        while self.pump():
+        """Write what is left, and close both ends."""
+        while self.pump():  # nobody writes any more
             pass
+        self._shared = False
+        self.pump()
+        for fd in (self.reader, self.writer):
+            os.close(fd)
 
     def pump(self) -> bool:
         """Write what there is to read, but not for ever; return whether there may be more."""
+        if self.log.held_by not in {None, self}:
+            self.retry_at = time.monotonic() + _RETRY
+            return False
         try:
             for _ in range(_AT_ONCE):
-                if not self._pending:
-                    self._pending = os.read(self.reader, _READ)
                 self._write()
+                self._pending += os.read(self.reader, _READ)
         except BlockingIOError:
             self.retry_at = math.inf
             return False
         except OSError as error:
             if self.retry_at == math.inf:
-                _logger.error("%s can't be written, so its writers wait: %s", self._path, error)  # noqa: TRY400 - said
+                _logger.error("%s can't be written, so its writers wait: %s", self.log.path, error)  # noqa: TRY400 - said
             self.retry_at = time.monotonic() + _RETRY
             return False
         self.retry_at = math.inf
         return True
 
     def _write(self) -> None:
-        while self._pending:
-            room = self._max - self._size
-            cut = len(self._pending)
-            if cut > room:
-                cut = self._pending.rfind(b"\n", 0, max(int(room), 0)) + 1
-                if cut == 0 and self._size > 0 and not self._in_line:
-                    self._rotate()
-                    continue
-                if cut == 0:  # a line that is longer than a file may be, or goes on
-                    cut = self._pending.find(b"\n") + 1 or len(self._pending)
-            done = os.write(self._fd, memoryview(self._pending)[:cut])
-            self._in_line = self._pending[done - 1 : done] != b"\n"
-            self._size += done
+        whole = len(self._pending)
+        if self._shared and whole < _LONGEST_LINE:
+            whole = self._pending.rfind(b"\n") + 1
+        while whole:
+            done = self.log.write(self._pending[:whole], self)
             self._pending = self._pending[done:]
-
-    def _rotate(self) -> None:
-        if self._backups:
-            for number in range(self._backups - 1, 0, -1):
-                with contextlib.suppress(FileNotFoundError):
-                    os.rename(f"{self._path}.{number}", f"{self._path}.{number + 1}")
-            os.rename(self._path, f"{self._path}.1")
-        else:
-            os.unlink(self._path)
-        os.close(self._fd)
-        self._open()
+            whole -= done
 
 
 def pumps(  # noqa: PLR0913, PLR0917 - what a pump is made of
@@ -122,14 +144,21 @@ def pumps(  # noqa: PLR0913, PLR0917 - what a pump is made of
     owner: _users.Owner | None,
     stack: contextlib.ExitStack,
 ) -> dict[tuple[int, int], Pump]:
-    """Return the pump of each (descriptor, instance); those that share a path share a pump."""
-    by_path: dict[str, Pump] = {}
-    found: dict[tuple[int, int], Pump] = {}
-    for number, template in templates.items():
-        for index in range(count):
-            path = template.replace("{instance}", str(index))
-            if path not in by_path:
-                by_path[path] = Pump(path, max_bytes, backups, umask, owner)
-                stack.callback(by_path[path].close)
-            found[number, index] = by_path[path]
-    return found
+    """Return the pump of each (descriptor, instance): one for each log that an instance writes to."""
+    paths = {
+        (number, index): template.replace("{instance}", str(index))
+        for number, template in templates.items()
+        for index in range(count)
+    }
+    logs: dict[str, Log] = {}
+    for path in paths.values():
+        if path not in logs:
+            logs[path] = Log(path, max_bytes, backups, umask, owner)
+            stack.callback(logs[path].close)
+    found: dict[tuple[str, int], Pump] = {}
+    for (_, index), path in paths.items():
+        if (path, index) not in found:
+            shared = len({i for (_, i), other in paths.items() if other == path}) > 1
+            found[path, index] = Pump(logs[path], shared=shared)
+            stack.callback(found[path, index].close)
+    return {(number, index): found[path, index] for (number, index), path in paths.items()}

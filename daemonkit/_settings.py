@@ -8,7 +8,7 @@ import resource
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from daemonkit import _command, _fork, _listen, _process, _pump, _stdio, _users
+from daemonkit import _command, _fork, _listen, _marks, _process, _pump, _stdio, _users
 from daemonkit._constants import INHERIT, PIPE, STDOUT
 from daemonkit._policy import Backoff, Rules
 
@@ -58,6 +58,8 @@ class Settings:
     pipes: dict[tuple[int, int], int]
     """The pump's write end of (instance, descriptor)."""
     listen: tuple[int, ...]
+    bound: frozenset[int]
+    """Those of them that nobody has handed in."""
     cpus: tuple[int, ...]
     instances: int
     rules: Rules
@@ -93,7 +95,9 @@ def settle(  # noqa: PLR0913 - the options
     """
     count, memory, most = _count(instances), _size("max_memory", max_memory), _size("log_max_bytes", log_max_bytes)
     number, cpus = _signal_number(stop_signal), _cpus(cpu_affinity)
-    _process.check_number("log_backups", -1 if log_backups is None else log_backups, 1 << 30)
+    if log_backups is None:
+        raise ValueError("log_backups: a number, not None")
+    _process.check_number("log_backups", log_backups, 1 << 30)
     umask = None if umask == -1 else umask
     _process.check_number("umask", umask, 0o777)
     command, path, argv = _target(target, env, cwd)
@@ -101,8 +105,9 @@ def settle(  # noqa: PLR0913 - the options
     owner = None
     if user is not None or group is not None:
         owner = _users.owner_of(user, group, names=("user", "group", "extra_groups"))
+    _marks.end_orphaned()  # which may hold the very sockets that are to be bound
     _stdio.fill_closed(stack)
-    sockets = _listen.sockets(listen, stack)
+    sockets, bound = _listen.sockets(listen, stack)
     opened = _streams(streams, count, umask, stack)
     logs = {which: stream.path for which, stream in enumerate(opened) if which and stream.path}
     pumps: dict[tuple[int, int], Pump] = {}
@@ -121,6 +126,7 @@ def settle(  # noqa: PLR0913 - the options
         streams=opened,
         pipes={key: pump.writer for key, pump in pumps.items()},
         listen=tuple(sock.fileno() for sock in sockets),
+        bound=frozenset(sock.fileno() for sock in bound),
         cpus=cpus,
         instances=count,
         rules=rules,

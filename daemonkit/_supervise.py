@@ -43,7 +43,7 @@ _process.load_prctl()  # here, as root's Python may be unreadable once rights we
 _logger = logging.getLogger("daemonkit")
 
 _BUFFER: Final = 1 << 16
-_WORKER_BACKOFF: Final = Backoff(initial=0.1, maximum=10.0)
+_WORKER_BACKOFF: Final = Backoff(initial=0.1, maximum=0.4)  # it is back within a second
 
 
 @dataclass(frozen=True)
@@ -139,10 +139,11 @@ def supervise(  # noqa: PLR0913 - each is an option of its own, and keyword-only
     `start_timeout`: it is up when it sends READY=1 to its ``NOTIFY_SOCKET``, as sd_notify(3) does; one that is not up
     by then is killed. `watchdog`: the longest time between two WATCHDOG=1. `max_memory`: resident, of its group; above
     it the instance is replaced. `cpu_affinity`: "spread", one CPU each. `listen`: "host:port", "unix:path" or sockets,
-    bound once and handed over as sd_listen_fds(3) describes. `cwd`, `env`, `user`, `group`, `umask`, `stdin`,
-    `stdout`, `stderr`: as in `spawn_detached`, the last two by default the caller's; ``{instance}`` in a path is the
-    number. `log_max_bytes`, `log_backups`: rotate stdout and stderr by size, as ``log.1`` and so on. `on_event`: called
-    with each `Event` in the calling process; if it raises, that is logged and the work goes on.
+    bound once and handed over as sd_listen_fds(3) describes; a callable has them in place of what it had as 3 and up.
+    `cwd`, `env`, `user`, `group`, `umask`, `stdin`, `stdout`, `stderr`: as in `spawn_detached`, the last two by default
+    the caller's; ``{instance}`` in a path is the number. `log_max_bytes`, `log_backups`: rotate stdout and stderr by
+    size, as ``log.1`` and so on. `on_event`: called with each `Event` in the calling process; if it raises, that is
+    logged and the work goes on.
 
     Raises, before anything is started: TypeError, ValueError, LookupError; OSError with its path; RuntimeError
     outside the main thread. Signal handlers and the caller's children are as before when it returns.
@@ -217,7 +218,6 @@ class _Guardian:
 
     def watch(self) -> Summary:
         """Keep a worker at work until it is done."""
-        _marks.end_orphaned()
         in_row = 0
         while True:
             begun = time.monotonic()
@@ -264,8 +264,8 @@ class _Guardian:
         """Turn the forked child into the worker process; does not return."""
         settings = self._settings
         ours.close()
-        for pump in self._pumps.values():
-            pump.close_reading()
+        for fd in {fd for pump in self._pumps.values() for fd in (pump.reader, pump.log.fd)}:
+            os.close(fd)
         if self.bell:
             signal.set_wakeup_fd(-1)
             for end in self.bell:

@@ -114,7 +114,7 @@ class Worker:
         # The calling process obeys, and says what to do: also where a whole group or everything is signalled. Blocked
         # and not handled, so that a stop that finds an instance between fork and exec is not lost; these and no more,
         # as each instance is told its old mask by names, which takes it as long as all the rest.
-        signal.pthread_sigmask(signal.SIG_SETMASK, {*_ORDERS, self.settings.stop_signal})
+        signal.pthread_sigmask(signal.SIG_SETMASK, {*_ORDERS, self.settings.stop_signal} - {signal.SIGCHLD})
         self.epoll.register(self.bell[0].fileno(), select.EPOLLIN)
 
     def _wait(self) -> None:
@@ -122,11 +122,13 @@ class Worker:
         now = time.monotonic()
         due = min((instance.next_time() for instance in self.instances), default=math.inf)
         due = min(due, self.memory_at)
-        if due > now:
-            timeout = None if due == math.inf else min(due - now, 3600.0) + 0.0005
-            # The calling process's end comes first: nothing is started again after that.
-            for fd, _ in sorted(self.epoll.poll(timeout), key=lambda event: event[0] != self.guardian):
-                self._dispatch(fd)
+        timeout = None if due == math.inf else max(min(due - now, 3600.0) + 0.0005, 0)
+        # What was sent in time is read before anything counts as late. A second look, as after SIGSTOP and SIGCONT the
+        # first has ended without one.
+        events = self.epoll.poll(timeout) or self.epoll.poll(0)
+        # The calling process's end comes first: nothing is started again after that.
+        for fd, _ in sorted(events, key=lambda event: event[0] != self.guardian):
+            self._dispatch(fd)
         now = time.monotonic()
         for instance in self.instances:
             if instance.next_time() <= now:
@@ -219,6 +221,7 @@ class Worker:
         if self.settings.target:  # an exec closes them
             own = {self.epoll.fileno(), self.guardian, *self.settings.pipes.values(), *self.notify}
             own |= {end.fileno() for end in (self.control, *self.bell, notify) if end}
+            own |= {stream.fd for stream in self.settings.streams if stream.fd is not None and stream.fd > 2}
         _instance.become(self.settings, index, number, notify.getsockname() if notify else b"", self.pid, own)
 
     def _notify_socket(self) -> socket.socket | None:
@@ -290,6 +293,8 @@ class Worker:
                 del self.ending[number]
                 self._forget(run)
                 self._do(run.instance.emptied(run, now))
+        if self.strays and all(instance.done for instance in self.instances):
+            self._look_after_strays()  # once more: those that nobody could attribute
 
     def _bury(self, zombie: Any) -> None:  # noqa: ANN401 - waitid's result
         pid = zombie.si_pid
@@ -316,14 +321,16 @@ class Worker:
                 _signal_child(pid, signal.SIGKILL)
 
     def _number_of(self, pid: int) -> int | None:
-        """Return the number of the run that a process belongs to: by its mark, else by its session."""
+        """Return the number of the run that a process belongs to, by its mark, its session, or it alone is there."""
         number = _marks.run_of(pid, self.settings.pid)
         if number is not None:
             return number
         with contextlib.suppress(ProcessLookupError):
             session = os.getsid(pid)
-            return next((run.number for run in self.runs.values() if run.pid == session), None)
-        return None
+            number = next((run.number for run in self.runs.values() if run.pid == session), None)
+        if number is None and len(self.runs) == 1:  # it has cleared its mark, or could not be given one
+            return next(iter(self.runs))
+        return number
 
     def _forget(self, run: Run) -> None:
         self.runs.pop(run.number, None)
@@ -367,7 +374,10 @@ class Worker:
         if kind == "reload-failed":
             self.queue.clear()
         exitcode = run.exitcode if kind in {"exit", "gave-up", "reload-failed"} else None
-        self._say((kind, instance.index, run.pid, exitcode, time.time()))
+        when = time.time()
+        if kind == "start":  # its birth, which its time to become ready is counted from
+            when -= time.monotonic() - run.born
+        self._say((kind, instance.index, run.pid, exitcode, when))
         wished = kind in {"start", "ready"} or (
             kind == "exit" and (run.reason in {"stop", "replaced"} or exitcode in instance.rules.success_codes)
         )

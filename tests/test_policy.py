@@ -242,3 +242,11 @@ class AnyOrder(RuleBasedStateMachine):
 
 TestAnyOrder = AnyOrder.TestCase
 TestAnyOrder.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+
+
+def test_a_late_ready_counts_for_the_watchdog() -> None:
+    instance = Instance(0, Rules(watchdog=2.0))
+    run = Run(instance, 0, 1, 0.0)
+    instance.started(run)
+    assert ("emit", "ready", run) in instance.tick(1.0)
+    assert instance.ready(run, 1.5) == [] and instance.next_time() == 3.5

@@ -19,6 +19,7 @@ import pytest
 from harness import PATIENCE, alive, children, eventually, run
 
 import daemonkit
+from daemonkit import _supervise
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -707,6 +708,132 @@ def test_lines_in_a_pump_survive_the_worker(tmp_path: Path) -> None:
         lines = eventually(lambda: len(found := (tmp_path / "log").read_text().splitlines()) >= 5001 and found)
         assert lines[:5001] == [str(n) for n in range(5001)]
         supervisor.stop()
+
+
+def test_a_log_that_somebody_moves_is_begun_anew(tmp_path: Path) -> None:
+    loop = "i=0; while [ $i -lt 4000 ]; do echo $i; i=$((i+1)); [ $i = 1000 ] && until [ -e moved ]; do sleep 0.01; done; done"
+    body = f"""supervise(["sh", "-c", {loop!r}], stdout="log", log_max_bytes=3000, log_backups=50, restart="never")"""
+    with supervising(tmp_path, body) as supervisor:
+        eventually(lambda: "999\n" in (tmp_path / "log").read_text())
+        (tmp_path / "log").rename(tmp_path / "moved")
+        assert supervisor.process.wait(PATIENCE) == 0, supervisor.errors.read_text()
+    parts = [tmp_path / "moved", *tmp_path.glob("log*")]
+    assert sorted(int(line) for part in parts for line in part.read_text().splitlines()) == list(range(4000))
+
+
+def test_long_lines_of_many_instances_in_one_log_are_not_split(tmp_path: Path) -> None:
+    writer = "import os\nfor _ in range(300): os.write(1, (os.environ['DAEMONKIT_INSTANCE'] * 5999 + '\\n').encode())"
+    body = f"""supervise([{sys.executable!r}, "-c", {writer!r}], instances=3, stdout="log", log_max_bytes=500_000, restart="never")"""
+    body = body.replace("log_max_bytes", "log_backups=50, log_max_bytes")
+    with supervising(tmp_path, body) as supervisor:
+        assert supervisor.process.wait(PATIENCE) == 0, supervisor.errors.read_text()
+    parts = [part.read_text() for part in tmp_path.glob("log*")]
+    lines = [line for part in parts for line in part.splitlines()]
+    assert len(parts) > 5 and all(len(part) <= 500_000 for part in parts)
+    assert sorted(lines) == sorted(300 * [str(index) * 5999 for index in range(3)])
+
+
+def test_the_unfinished_last_line_of_one_of_many_is_not_lost(tmp_path: Path) -> None:
+    body = """supervise(["sh", "-c", "printf end$DAEMONKIT_INSTANCE"], instances=2, stdout="log", log_max_bytes=1000)"""
+    with supervising(tmp_path, body) as supervisor:
+        assert supervisor.process.wait(PATIENCE) == 0, supervisor.errors.read_text()
+    assert (tmp_path / "log").read_text() in {"end0end1", "end1end0"}
+
+
+# --- where the worker, or what it goes by, is in trouble ----------------------------------------------------------
+
+
+UNMARKED = (
+    "prlimit --rttime=unlimited:unlimited setsid sleep 1000 & echo $! >stray; until [ -s stray ]; do :; done; sleep 0.2"
+)
+
+
+@pytest.mark.parametrize("instances", [1, 2])
+def test_a_stray_that_nobody_can_attribute_ends_with_the_last_instance(tmp_path: Path, instances: int) -> None:
+    with supervising(tmp_path, f"supervise(['sh', '-c', {UNMARKED!r}], instances={instances})") as supervisor:
+        assert supervisor.process.wait(PATIENCE) == 0, supervisor.errors.read_text()
+    assert not alive(int((tmp_path / "stray").read_text()))
+
+
+def test_a_stray_without_a_mark_ends_with_the_only_run_there_is(tmp_path: Path) -> None:
+    script = f"{UNMARKED}; [ -e second ] && exec sleep 1000; cat stray >first; touch second; exit 1"
+    with supervising(tmp_path, f"supervise(['sh', '-c', {script!r}])") as supervisor:
+        supervisor.until("start", 2)
+        eventually(lambda: not alive(int((tmp_path / "first").read_text())))
+        supervisor.stop()
+
+
+def test_what_was_sent_in_time_counts_though_the_worker_was_held_up(tmp_path: Path) -> None:
+    feeder = "import os, socket, time\ns = socket.socket(1, 2)\nwhile 1: s.sendto(b'WATCHDOG=1', '\\0' + os.environ['NOTIFY_SOCKET'][1:]); time.sleep(0.05)"
+    with supervising(tmp_path, f"supervise([{sys.executable!r}, '-c', {feeder!r}], watchdog=0.7)") as supervisor:
+        supervisor.until("ready")
+        worker = supervisor.worker
+        os.kill(worker, signal.SIGSTOP)
+        select.select([], [], [], 1.5)  # longer than the watchdog
+        os.kill(worker, signal.SIGCONT)
+        select.select([], [], [], 0.5)
+        assert supervisor.stop()["instances"][0]["starts"] == 1
+
+
+def test_a_worker_that_is_killed_again_and_again_is_back_within_a_second(tmp_path: Path) -> None:
+    with supervising(tmp_path, "supervise(['sleep', '1000'], instances=2)") as supervisor:
+        for kill in range(1, 9):
+            supervisor.until("start", 2 * kill)
+            os.kill(supervisor.worker, signal.SIGKILL)
+        supervisor.until("start", 18)
+        supervisor.stop()
+    assert _supervise._WORKER_BACKOFF.delay(1000) < 0.5
+
+
+def test_a_new_start_gets_the_socket_that_dead_supervisors_left_with_their_strays(tmp_path: Path) -> None:
+    body = "supervise(['sh', '-c', 'sleep 1000 | cat'], listen='unix:sock')"
+    with supervising(tmp_path, body) as supervisor:
+        supervisor.until("start")
+        worker = supervisor.worker
+        for pid in (supervisor.pid, worker):
+            os.kill(pid, signal.SIGSTOP)
+        for pid in (supervisor.pid, worker):
+            os.kill(pid, signal.SIGKILL)
+        supervisor.process.wait(PATIENCE)
+        harness.ended(worker)
+    (tmp_path / "events").unlink()
+    with supervising(tmp_path, body) as supervisor:
+        supervisor.until("start")
+        supervisor.stop()
+
+
+def test_a_live_socket_whose_queue_is_full_is_refused_at_once(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(socket.socket(socket.AF_UNIX))
+        server.bind(str(tmp_path / "sock"))
+        server.listen(0)
+        for _ in range(3):
+            client = stack.enter_context(socket.socket(socket.AF_UNIX))
+            client.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                client.connect(str(tmp_path / "sock"))
+        done = run(tmp_path, "daemonkit.supervise(['true'], listen='unix:sock')")
+        assert done.returncode == 1 and "another process listens there" in done.stderr
+
+
+def test_sigchld_as_a_stop_signal_hides_no_end(tmp_path: Path) -> None:
+    done = run(tmp_path, "print(daemonkit.supervise(['true'], stop_signal=signal.SIGCHLD).exitcode)")
+    assert done.stdout == "0\n", done.stderr
+
+
+def test_a_callable_has_no_descriptors_of_the_supervisors_own(tmp_path: Path) -> None:
+    body = """
+def target():
+    folder = os.open("/proc/self/fd", os.O_RDONLY)
+    print(sorted(int(name) for name in os.listdir(folder) if int(name) != folder and os.path.exists(f"/proc/self/fd/{name}")))
+before = set(map(int, os.listdir("/proc/self/fd")))
+supervise(target, stdout="out", stderr=daemonkit.STDOUT, listen="127.0.0.1:0", restart="never")
+open("before", "w").write(str(sorted(before)))
+"""
+    with supervising(tmp_path, body) as supervisor:
+        assert supervisor.process.wait(PATIENCE) == 0, supervisor.errors.read_text()
+    there, before = (set(json.loads((tmp_path / name).read_text())) for name in ("out", "before"))
+    assert {0, 1, 2, 3} <= there and there - {3} <= before
 
 
 def test_a_program_that_grows_is_replaced_gracefully(tmp_path: Path) -> None:
