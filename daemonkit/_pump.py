@@ -89,7 +89,11 @@ class Pump:
 
     def __init__(self, log: Log, *, shared: bool) -> None:
         self.log, self._shared = log, shared
-        self.reader, self.writer = os.pipe()
+        try:
+            self.reader, self.writer = os.pipe()
+        except OSError as error:
+            text = f"{error.strerror}: each instance's log takes two; raise the limit (ulimit -n)"
+            raise OSError(error.errno, text, log.path) from error
         os.set_blocking(self.reader, False)
         with contextlib.suppress(OSError):
             fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
@@ -127,8 +131,8 @@ class Pump:
 
     def _write(self) -> None:
         whole = len(self._pending)
-        if self._shared and whole < _LONGEST_LINE:
-            whole = self._pending.rfind(b"\n") + 1
+        if self._shared:
+            whole = self._pending.rfind(b"\n") + 1 or (whole if whole >= _LONGEST_LINE else 0)
         while whole:
             done = self.log.write(self._pending[:whole], self)
             self._pending = self._pending[done:]
