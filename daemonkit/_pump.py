@@ -115,9 +115,10 @@ class Pump:
             self.retry_at = time.monotonic() + _RETRY
             return False
         try:
+            self._write()  # what was left, as the file could not be written
             for _ in range(_AT_ONCE):
-                self._write()
                 self._pending += os.read(self.reader, _READ)
+                self._write()
         except BlockingIOError:
             self.retry_at = math.inf
             return False

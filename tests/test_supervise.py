@@ -19,7 +19,7 @@ import pytest
 from harness import PATIENCE, alive, children, eventually, run
 
 import daemonkit
-from daemonkit import _supervise
+from daemonkit import _pump, _supervise
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -708,6 +708,19 @@ def test_lines_in_a_pump_survive_the_worker(tmp_path: Path) -> None:
         lines = eventually(lambda: len(found := (tmp_path / "log").read_text().splitlines()) >= 5001 and found)
         assert lines[:5001] == [str(n) for n in range(5001)]
         supervisor.stop()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_what_a_pump_has_read_is_written_before_it_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, shared: bool
+) -> None:
+    monkeypatch.setattr(_pump, "_AT_ONCE", 1)
+    log = _pump.Log(str(tmp_path / "log"), 1000, 5, None, None)
+    pump = _pump.Pump(log, shared=shared)
+    os.write(pump.writer, b"line\n")
+    assert pump.pump() and (tmp_path / "log").read_text() == "line\n"
+    pump.close()
+    log.close()
 
 
 def test_a_log_that_somebody_moves_is_begun_anew(tmp_path: Path) -> None:
