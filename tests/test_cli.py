@@ -262,6 +262,21 @@ def test_one_damaged_file_does_not_keep_the_others_from_being_listed(shell: Shel
     ]
 
 
+def test_a_supervisor_that_has_said_nothing_yet_is_starting(shell: Shell) -> None:
+    shell.start("web")
+    state = shell.state("web")
+    shell("stop", "web")
+    old = shell.state("web")
+    shell("start", "web")
+    assert state["supervisor"] != shell.state("web")["supervisor"]
+    for text in (json.dumps(old), None):  # of the run before; of an app that has not been up yet
+        (shell.home / "web.state").write_text(text) if text else (shell.home / "web.state").unlink()
+        if not text:
+            (shell.home / "web.json").unlink()
+        report = shell.report("web")
+        assert (report["state"], report["up"]) == ("starting", 0) and report["pid"]
+
+
 def test_settings_that_are_damaged_are_told_and_can_be_given_anew(shell: Shell) -> None:
     shell.start("web")
     (shell.home / "web.json").write_text("{")

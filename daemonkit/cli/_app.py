@@ -122,17 +122,22 @@ class App:
         state = self._state_of(holder) if holder else self._state()
         runs = state.get("instances", ())
         ended = "failed" if state.get("exitcode") else "stopped"
+        begins = bool(holder and holder.ours and not state and self._has_said_nothing())
         up = sum(bool(one["up"]) for one in runs)
         uptime = (_process.ticks() - holder.started) / os.sysconf("SC_CLK_TCK") if holder and holder.started else None
         return {
             "name": self.name,
-            "state": ("running" if state.get("ready", True) else "starting") if holder else ended,
-            "up": (up if runs else None) if holder else 0,
+            "state": ("running" if state.get("ready", not begins) else "starting") if holder else ended,
+            "up": (up if runs else None) if holder and not begins else 0,
             "wanted": len(runs) if runs else self._wanted(),
             "pid": holder.pid if holder else None,
             "restarts": sum(max(one["starts"] - 1, 0) for one in runs),
             "uptime": None if uptime is None else round(max(uptime, 0.0), 2),
         }
+
+    def _has_said_nothing(self) -> bool:
+        """Tell whether the supervisor that holds the pidfile is about to write its first state."""
+        return bool(self._state()) or not os.path.lexists(f"{self._path}.json")
 
     def running_state(self) -> dict[str, Any] | None:
         """Return what its supervisor says of the instances (`_keep.Journal`); None if none does."""
