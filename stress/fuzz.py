@@ -159,7 +159,20 @@ JSON: st.SearchStrategy[Any] = st.recursive(
         st.lists(inner, max_size=3),
         st.dictionaries(
             st.sampled_from(
-                ["supervisor", "instances", "up", "starts", "ready", "exitcode", "reloads_failed", "command", "log"]
+                [
+                    "supervisor",
+                    "instances",
+                    "runs",
+                    "up",
+                    "starts",
+                    "failed",
+                    "done",
+                    "ready",
+                    "exitcode",
+                    "reloads_failed",
+                    "command",
+                    "log",
+                ]
             ),
             inner,
             max_size=5,
@@ -188,7 +201,7 @@ def _apps(account: Account, folder: Path) -> None:
             report = app.report()
             if report["pid"] is not None or report["up"] or report["state"] not in {"stopped", "failed"}:
                 fault = f"{report} of {state!r}"
-            app.reloads(), app.logs(), app.log()
+            app.running_state(), app.logs(), app.log()
             with suppress(ValueError):
                 app.settings()
         except Exception as error:
