@@ -234,6 +234,25 @@ def test_a_signal_to_a_group_that_another_live_process_leads_reaches_the_holder_
     assert (tmp_path / "after").read_text() == "137\n"
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="a PID namespace takes root")
+def test_a_group_whose_leader_is_outside_of_the_namespace_is_not_taken_for_ones_own(tmp_path: Path) -> None:
+    """It is 0 there, which would mean the group of whoever signals."""
+    done = run(
+        tmp_path,
+        """
+        import subprocess
+        heard = []
+        signal.signal(signal.SIGUSR1, lambda *_: heard.append(1))
+        with daemonkit.PidFile("app.pid"):
+            assert os.getpgid(0) == 0
+            code = "import daemonkit; daemonkit.attach('app.pid').send_signal(10, group=True)"
+            print(subprocess.run([sys.executable, "-c", code], start_new_session=True).returncode, heard)
+    """,
+        wrapper=("unshare", "--pid", "--fork", "--mount-proc"),
+    )
+    assert done.stdout == "0 [1]\n", done.stderr
+
+
 def test_a_daemons_child_that_stops_it_lives_to_see_it(tmp_path: Path) -> None:
     """Though it is in the group that is killed."""
     pid = _daemon(
