@@ -146,8 +146,7 @@ class App:
 
     def _wanted(self) -> int | None:
         with contextlib.suppress(LookupError, ValueError, TypeError, OSError):
-            wanted = self.settings().get("instances", 1)
-            return len(os.sched_getaffinity(0)) if wanted == "auto" else int(wanted)
+            return count_of(self.settings())
         return None
 
     def _state(self) -> dict[str, Any]:
@@ -170,6 +169,12 @@ class App:
         except OSError:
             self.forget_state()
             _replace(path, text)  # on a full disk there may be room now
+
+
+def count_of(settings: Settings) -> int:
+    """Return how many instances there are to be."""
+    count = settings.get("instances", 1)
+    return len(os.sched_getaffinity(0)) if count == "auto" else int(count)
 
 
 def _is_command(value: object) -> bool:

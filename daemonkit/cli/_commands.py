@@ -282,9 +282,12 @@ def each(options: argparse.Namespace) -> int:
 
 def _outputs(settings: Settings, log: str) -> list[str]:
     """Return the files that the program writes to."""
-    count = len(os.sched_getaffinity(0)) if settings.get("instances") == "auto" else settings.get("instances", 1)
     paths = [settings.get("stdout", log), settings.get("stderr", log)]
-    return [*dict.fromkeys(path.replace("{instance}", str(index)) for path in paths for index in range(count))]
+    return [
+        *dict.fromkeys(
+            path.replace("{instance}", str(index)) for path in paths for index in range(_app.count_of(settings))
+        )
+    ]
 
 
 def _sizes(files: list[str]) -> dict[tuple[int, int], int]:

@@ -11,7 +11,7 @@ import signal
 from daemonkit import _process
 from daemonkit._policy import Backoff
 from daemonkit._supervise import supervise
-from daemonkit.cli import _say
+from daemonkit.cli import _app, _say
 from daemonkit.cli._options import signal_number
 
 TYPE_CHECKING = False
@@ -31,10 +31,9 @@ class Journal:
 
     def __init__(self, settings: Settings) -> None:
         """Nothing has happened yet."""
-        me, count = _process.identity(), settings.get("instances", 1)
+        me = _process.identity()
         self.instances: list[dict[str, Any]] = [
-            {"runs": [], "up": [], "starts": 0, "failed": 0, "done": False}
-            for _ in range(len(os.sched_getaffinity(0)) if count == "auto" else count)
+            {"runs": [], "up": [], "starts": 0, "failed": 0, "done": False} for _ in range(_app.count_of(settings))
         ]
         """Of each: the pids of its runs, and of those that are up; how many ended before that; is its work done."""
         self.state: dict[str, Any] = {
