@@ -83,7 +83,7 @@ def attach(pidfile: Path | PidFile) -> DetachedProcess:
             continue
         # If the same process still holds it, it lived all the while, and its number was its own.
         if _pidfile.find_holder(path) == holder:
-            return DetachedProcess(holder.pid, pidfd, path, child=False)
+            return DetachedProcess(holder.pid, pidfd, path, child=False, daemon=holder.daemon)
         os.close(pidfd)
 
 
@@ -100,7 +100,8 @@ def stop(
 ) -> bool:
     """End the process that holds the pidfile; return once it is gone and the file is free.
 
-    It is sent `signal`, and after `timeout` seconds (None: never) SIGKILL, with its whole process group. Returns True
+    It is sent `signal`, and after `timeout` seconds (None: never) SIGKILL, with its process group if that is its own:
+    if it leads it, or was detached by `detached`. Returns True
     if it ended on request, False if it was killed. Raises NotRunningError if nothing ran, PermissionError if it
     belongs to another user, StopTimeoutError with `kill=False`, when it goes on running.
 

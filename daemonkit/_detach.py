@@ -266,7 +266,9 @@ class DetachedContext(DaemonContext):
         if notify:
             undo.callback(notify.close)
         if isinstance(self.pidfile, PidFile):
-            undo.enter_context(self.pidfile)
+            if not self.pidfile.i_am_locking():  # else acquire() refuses, and it stays as it is
+                undo.push(self.pidfile)  # before it is acquired: a signal handler may raise at once
+            self.pidfile.acquire()
         sources = self._open_sources(umask, owner, always, undo)
         self._logs = {
             fd: _inside(source.path, chroot) for fd, source in enumerate(sources) if fd and source and source.path

@@ -34,6 +34,8 @@ class DetachedProcess:
     (3, False)
     """
 
+    _pidfd = -1  # for __del__, should __init__ be interrupted
+
     def __init__(  # noqa: PLR0913 - the fields
         self,
         pid: int,
@@ -45,6 +47,7 @@ class DetachedProcess:
         stderr: IO[bytes] | None = None,
         child: bool = True,
         ended: bool = False,
+        daemon: bool = False,
     ) -> None:
         """Take over the pidfd; for `spawn_detached` and `attach`, not for users."""
         self.pid = pid
@@ -52,9 +55,10 @@ class DetachedProcess:
         self.stdin, self.stdout, self.stderr = stdin, stdout, stderr
         self.returncode: int | None = None
         """As Popen's: None until a call finds that it has ended, and for good where nobody can tell the status."""
-        self._pidfd = pidfd
         self._parent = os.getpid() if child else None
         self._ended = ended
+        self._daemon = daemon
+        self._pidfd = pidfd
         self._lock = threading.RLock()  # a signal handler may ask while this thread does
 
     def __repr__(self) -> str:
@@ -67,7 +71,7 @@ class DetachedProcess:
 
     def __del__(self) -> None:
         """Leave the process to be reaped later."""
-        if sys is None or sys.is_finalizing():  # the process ends, and so do its descriptors
+        if self._pidfd < 0 or sys is None or sys.is_finalizing():  # the process ends, and so do its descriptors
             return
         if self._ended or self._parent != os.getpid():
             os.close(self._pidfd)
@@ -138,7 +142,7 @@ class DetachedProcess:
 
         With `group` the signal goes to its whole process group, also to what is left of that after its leader: from
         Linux 6.9 on always, before that while the leader is not reaped. See pidfd_send_signal(2). If its group is
-        led by another live process, as a shell's job is, the signal goes to it alone.
+        not its own, as that of a shell's job, the signal goes to it alone.
         """
         if group and self._signal_group(sig):
             return
@@ -152,7 +156,7 @@ class DetachedProcess:
                 raise PermissionError(error.errno, text) from error
 
     def _signal_group(self, sig: int) -> bool:
-        """Signal the group that is its own: that which it leads or led, or whose leader is gone, as a daemon's is."""
+        """Signal the group that is its own: which it leads or led, or a detached daemon's, whose leader is gone."""
         try:
             signal.pidfd_send_signal(self._pidfd, sig, None, _SIGNAL_GROUP)
         except ProcessLookupError:
@@ -164,7 +168,7 @@ class DetachedProcess:
             return True
         with self._lock, contextlib.suppress(ProcessLookupError):
             group = os.getpgid(self.pid)
-            own = group == self.pid or _process.start_of(group) is None
+            own = group == self.pid or (self._daemon and _process.start_of(group) is None)
             # What lives or is not reaped keeps its number, and its group's, from being given out again. 0 is the
             # group of somebody outside of this PID namespace, and would mean the caller's own.
             still = _process.is_child(self._pidfd) or not _process.has_ended(self._pidfd)

@@ -108,7 +108,7 @@ def _pass_sockets(fds: tuple[int, ...], own: frozenset[int]) -> None:
 
 def _set_limits(settings: Settings, number: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, settings.nofile)
-    _marks.put(_marks.base(settings.pid) + number)  # where it can't be, its session tells whose it is
+    _marks.put(settings.mark + number)  # where it can't be, its session tells whose it is
 
 
 def _call(target: Callable[[], object], environment: dict[bytes, bytes]) -> NoReturn:

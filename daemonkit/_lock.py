@@ -65,9 +65,14 @@ class PidFile(PIDLockFile):
         `timeout` in seconds, by default the object's. Raises AlreadyRunningError, or `lockfile.LockTimeout` where
         it was to wait; OSError, with the path, for a file or directory that can't be used.
         """
-        hold = _pidfile.take(self.path, self.timeout if timeout == _AS_BUILT else timeout)
-        _pidfile.keep(hold)
-        self._hold = hold
+        hold = _pidfile.Hold(self.path)
+        try:
+            _pidfile.take(hold, self.timeout if timeout == _AS_BUILT else timeout)
+            _pidfile.keep(hold)
+            self._hold = hold
+        except BaseException:
+            hold.release()
+            raise
 
     def release(self) -> None:
         """Free the file; raises `lockfile.NotLocked` or `lockfile.NotMyLock` if this process does not hold it.

@@ -1,7 +1,8 @@
 """Which processes belong to a supervisor, seen from outside: by a mark that fork and exec hand on.
 
 The mark is a soft RLIMIT_RTTIME that no program sets, as the environment would be cleared by `env -i`. It names the
-supervisor by its pid, and one of its runs. Whoever may look into /proc can read it, also once all parents are gone.
+supervisor by its pid and some bits of its PID namespace, and one of its runs. Whoever may look into /proc can read it,
+also once all parents are gone.
 """
 
 from __future__ import annotations
@@ -21,14 +22,17 @@ if TYPE_CHECKING:
 
 _LOWEST: Final = 1 << 62
 _RUN_BITS: Final = 32
+_PID_BITS: Final = 22
+_NAMESPACE_BITS: Final = 8  # what is left
 RUNS: Final = 1 << 20  # of one worker process
 WORKERS: Final = 1 << (_RUN_BITS - 20)  # of one supervisor
 _END: Final = 5.0  # seconds until a process that was killed is given up: it hangs in the kernel
 
 
-def base(supervisor: int) -> int:
-    """Return the first mark of a supervisor; there are RUNS * WORKERS."""
-    return _LOWEST + (supervisor << _RUN_BITS)
+def base() -> int:
+    """Return the first mark of this process as a supervisor; there are RUNS * WORKERS."""
+    namespace = _process.pid_namespace() & (1 << _NAMESPACE_BITS) - 1
+    return _LOWEST + ((namespace << _PID_BITS | os.getpid()) << _RUN_BITS)
 
 
 def put(mark: int) -> None:
@@ -54,14 +58,14 @@ def mark_of(pid: int) -> int | None:
     return int(soft[0]) if soft and soft[0].isdigit() and int(soft[0]) >= _LOWEST else None
 
 
-def run_of(pid: int, supervisor: int) -> int | None:
-    """Return the number of the run that a process belongs to, if it is that supervisor's."""
+def run_of(pid: int, first: int) -> int | None:
+    """Return the number of the run that a process belongs to, if it is of the supervisor with that first mark."""
     mark = mark_of(pid)
-    return None if mark is None or _supervisor(mark) != supervisor else mark & (1 << _RUN_BITS) - 1
+    return None if mark is None or mark >> _RUN_BITS != first >> _RUN_BITS else mark & (1 << _RUN_BITS) - 1
 
 
 def _supervisor(mark: int) -> int:
-    return (mark - _LOWEST) >> _RUN_BITS
+    return mark >> _RUN_BITS & (1 << _PID_BITS) - 1
 
 
 def signal_run(pid: int, number: int, mark: int, not_in: int | None) -> None:
@@ -76,9 +80,9 @@ def signal_run(pid: int, number: int, mark: int, not_in: int | None) -> None:
             os.close(pidfd)
 
 
-def end_all_of(supervisor: int) -> None:
-    """Kill all that a supervisor's runs consist of, and return once it is gone."""
-    _end_all(lambda _, mark: _supervisor(mark) == supervisor)
+def end_all_of(first: int) -> None:
+    """Kill all that the runs of the supervisor with that first mark consist of, and return once it is gone."""
+    _end_all(lambda _, mark: mark >> _RUN_BITS == first >> _RUN_BITS)
 
 
 def end_orphaned() -> None:
@@ -118,9 +122,13 @@ def _killed(belongs: Callable[[int, int], bool], without: set[int]) -> dict[int,
         with contextlib.suppress(OSError):
             pidfd = os.pidfd_open(pid)
             try:
-                if mark_of(pid) == mark and not _process.has_ended(pidfd):  # as in signal_run
-                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                    found[pid] = pidfd
+                if mark_of(pid) != mark:  # as in signal_run
+                    continue
+                if _process.has_ended(pidfd):
+                    _bury(pidfd)
+                    continue
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                found[pid] = pidfd
             finally:
                 if pid not in found:
                     os.close(pidfd)
@@ -135,10 +143,15 @@ def _buried(pidfds: dict[int, int]) -> set[int]:
         poll.register(pidfd, select.POLLIN)
         if not poll.poll(_END * 1000):
             late.add(pid)
-        with contextlib.suppress(ChildProcessError):  # its parent is another process: init, mostly
-            os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
+        _bury(pidfd)
         os.close(pidfd)
     return late
+
+
+def _bury(pidfd: int) -> None:
+    """Reap it, if it is a child: so it is where this process is init, or a subreaper."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
 
 
 # --- the family -----------------------------------------------------------------------------------------------------

@@ -4,15 +4,16 @@ The lock is an open file description lock (fcntl(2), ``F_OFD_SETLK``) on the fil
 descriptor of the process that took it, however that process dies, and unlike a record lock it is not lost when
 the holder opens and closes its own pidfile. Three ranges of offsets are used, none of which is ever written:
 
-- ``[token, infinity)``, held for life. The token is the holder's pid and start time (`Identity.token`), so that
+- ``[token, 2**62 + told)``, held for life. The token is the holder's pid and start time (`Identity.token`), so that
   the kernel itself says who took the lock: a reader needs neither the file's text nor the wall clock to know it,
   and a lock that a dead holder's descendant still has open is told from a live one. Any two such ranges overlap.
-  While a program is launched that is to hold the file, the range has an end: should the launcher be killed before it
-  has named the program, that tells to look for it.
+  What the end tells: the PID and time namespaces in which the token was made, as it means nothing in others; whether
+  the lock is lent to a program that is being launched, so that, should the launcher be killed before it has named the
+  program, there is one to look for; and whether the holder is a detached daemon, whose process group is its own.
 - byte 0, held for a moment: the mutex of whoever is about to replace the file or to hand it to another process.
-- ``[pid, pid + start time)``, a record lock of the holder's own. It is only a short cut: the kernel drops it when its
-  process ends and names the owner to whoever asks, so that asking about a held file takes one call and no look at
-  /proc. It always ends before the token, as that is the same start time, shifted by more bits than a pid has.
+- ``[pid, pid + 2 * start time + daemon)``, a record lock of the holder's own. It is only a short cut: the kernel drops
+  it when its process ends and names the owner to whoever asks, so that asking about a held file takes one call and no
+  look at /proc. It always ends before the token, as that is the same start time, shifted by more bits than a pid has.
 
 A file is published complete: an unnamed file (``O_TMPFILE``) gets its text and its lock, and only then a name
 (``linkat``), which fails if the name is taken. ``kill -9`` at any point leaves no debris. A stale file is removed
@@ -34,6 +35,7 @@ import struct
 import threading
 import time
 from collections import namedtuple
+from functools import partial
 
 from daemonkit import _process
 from daemonkit._process import Identity
@@ -57,36 +59,42 @@ _CLOCK_SLACK: Final = 0.02  # seconds; start times and file times both tick in s
 
 _FLOCK = struct.Struct("hhqqi")  # struct flock of fcntl(2): type, whence, start, length, pid
 _ASK_RECORD = _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, 1, _PID_MAX, 0)
-_LENT_END: Final = (1 << 62) + 1
-_ASK_HOLDER = _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, _LENT_END - 1, 0, 0)  # no other lock of ours goes that far
+_END: Final = (1 << 62) + 1
+_ASK_HOLDER = _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, _END - 1, 0, 0)  # no other lock of ours goes that far
+_PLACE_SHIFT: Final = 2
+# What the lowest bits of the end tell. It only ever shrinks, as who may read the file could have locked what follows.
+_PLAIN, _DAEMON, _LENT, _NEW = range(1 << _PLACE_SHIFT)
 
 
 def _lock(fd: int, kind: int, start: int, length: int) -> None:
     fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, start, length, 0))
 
 
-def _locked_by(fd: int) -> Identity | None:
-    """Return who took the lock, as the kernel tells it; that process may have died since.
+def _locked_by(fd: int) -> tuple[Identity, int] | None:
+    """Return who took the lock, by the kernel's word, and what its end tells; that process may have died since.
 
     Asking for a read lock finds write locks alone, which nobody can take who may not write the file.
     """
-    kind, _, start, _, _ = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _ASK_HOLDER))
-    # One that begins lower (most begin at 0) is the lock of another tool.
-    return None if kind == fcntl.F_UNLCK or start < _PID_MAX else Identity.from_token(start)
+    kind, _, start, length, _ = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _ASK_HOLDER))
+    # One that begins lower (most begin at 0) or has no end is the lock of another tool.
+    if kind == fcntl.F_UNLCK or start < _PID_MAX or length == 0:
+        return None
+    return Identity.from_token(start), start + length - _END
 
 
-def _record_of(fd: int) -> tuple[int, int, int] | None:
-    """Return the holder's record lock: its pid and start time by its own words, and its pid as seen from here.
+def _record_of(fd: int) -> tuple[Identity, bool, int] | None:
+    """Return the holder's record lock: who it is by its own words, whether a daemon, and its pid as seen from here.
 
     The process certainly lives; seen from another PID namespace its number is another, or 0.
     """
     kind, _, start, length, pid = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_GETLK, _ASK_RECORD))
-    return None if kind == fcntl.F_UNLCK else (start, length, pid)
+    return None if kind == fcntl.F_UNLCK else (Identity(start, length >> 1), bool(length & 1), pid)
 
 
-def _set_record(fd: int, kind: int, who: Identity) -> None:
+def _set_record(fd: int, kind: int, who: Identity, *, daemon: bool = False) -> None:
     try:
-        fcntl.fcntl(fd, fcntl.F_SETLK, _FLOCK.pack(kind, os.SEEK_SET, who.pid, max(who.started, 1), 0))
+        length = max(who.started, 1) << 1 | daemon
+        fcntl.fcntl(fd, fcntl.F_SETLK, _FLOCK.pack(kind, os.SEEK_SET, who.pid, length, 0))
     except OSError:
         pass  # only a short cut: without it readers take the longer way
 
@@ -115,7 +123,7 @@ def _mutex(fd: int, path: str) -> Iterator[None]:
 # --- who holds it -------------------------------------------------------------------------------------------
 
 
-class Holder(namedtuple("Holder", ("pid", "started", "ours", "here"), defaults=(True,))):
+class Holder(namedtuple("Holder", ("pid", "started", "ours", "here", "daemon"), defaults=(True, False))):
     """The live process that a pidfile belongs to."""
 
     __slots__ = ()
@@ -126,13 +134,15 @@ class Holder(namedtuple("Holder", ("pid", "started", "ours", "here"), defaults=(
     """Whether it has daemonkit's lock; if not, another tool's process seems to run it."""
     here: bool
     """Whether the pid means something here; if not, it is that of another PID namespace (a container)."""
+    daemon: bool
+    """Whether it is a detached daemon, so that its process group is its own, though it does not lead it."""
 
 
 def find_holder(path: str) -> Holder | None:
     """Return the live holder of the pidfile, or None; reads only. Raises OSError for what can't be a pidfile."""
     _process.reap()
     if _holds and (hold := _hold_of(os.path.abspath(path))) and hold.is_current():
-        return Holder(hold.owner.pid, hold.owner.started, ours=True)  # opening it would drop our record lock
+        return hold.holder()  # opening it would drop our record lock
     try:
         fd = os.open(path, _READ)
     except FileNotFoundError:
@@ -141,8 +151,8 @@ def find_holder(path: str) -> Holder | None:
         raise _explained(error, path) from error
     try:
         record = _record_of(fd)
-        if record and record[0] == record[2]:
-            return Holder(*record[:2], ours=True)
+        if record and record[0].pid == record[2]:
+            return Holder(*record[0], ours=True, daemon=record[1])
         return _examine(fd, path)
     finally:
         os.close(fd)
@@ -154,11 +164,17 @@ def _examine(fd: int, path: str) -> Holder | None:
     if not stat.S_ISREG(info.st_mode):
         number = errno.EISDIR if stat.S_ISDIR(info.st_mode) else errno.EINVAL
         raise OSError(number, "not a regular file, which a pidfile must be; give another path", path)
-    if owner := _locked_by(fd):
-        if (record := _record_of(fd)) and record[:2] == (*owner,):
+    if lock := _locked_by(fd):
+        owner, told = lock
+        place, kind = divmod(told, 1 << _PLACE_SHIFT)
+        if (record := _record_of(fd)) and record[0] == owner:
             # Of a process in another PID namespace this one may know another number, or none.
-            return Holder(record[2] or owner.pid, owner.started, ours=True, here=record[2] != 0)
-        return Holder(*owner, ours=True) if _process.is_alive(owner) else _borrower(fd, owner)
+            return Holder(record[2] or owner.pid, owner.started, ours=True, here=record[2] != 0, daemon=record[1])
+        if (here := _process.place()) and place != here:  # whether it lives can't be seen from here, but it is locked
+            return Holder(*owner, ours=True, here=False)
+        if _process.is_alive(owner):
+            return Holder(*owner, ours=True, daemon=kind == _DAEMON)
+        return _borrower(fd, owner) if kind == _LENT else None
     pid = _parse(os.pread(fd, 64, 0))
     started = _process.start_of(pid) if pid else None
     if started is None or _process.wall_clock(started) > info.st_mtime + _CLOCK_SLACK:
@@ -171,8 +187,6 @@ def _borrower(fd: int, launcher: Identity) -> Holder | None:
 
     Of all that have the lock's descriptor it is the oldest.
     """
-    if _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _ASK_HOLDER))[3] == 0:
-        return None  # it was not lent
     inode, mark = os.fstat(fd), f" {launcher.token} "
     found = [_process.identity_of(pid) for pid in _process.all_pids() if _has_lock(pid, inode, mark)]
     oldest = min((who for who in found if who), key=lambda who: who.started, default=None)
@@ -200,10 +214,12 @@ def _parse(text: bytes) -> int:
 def _held(path: str, holder: Holder) -> AlreadyRunningError:
     from daemonkit.errors import AlreadyRunningError  # noqa: PLC0415 - see above
 
-    started = holder.started or _process.start_of(holder.pid)
+    started = holder.here and (holder.started or _process.start_of(holder.pid))
     since = f" (since {time.strftime('%H:%M', time.localtime(_process.wall_clock(started)))})" if started else ""
-    if holder.pid == os.getpid():
+    if holder.pid == os.getpid() and holder.here:
         way_out = "that is this process itself: release it first"
+    elif not holder.here:
+        way_out = "its number is that of another PID namespace (a container): end it there"
     elif holder.ours:
         way_out = f"end that one first (kill {holder.pid})"
     else:
@@ -226,30 +242,58 @@ def _explained(error: OSError, path: str) -> OSError:
 
 
 class Hold:  # no dataclass: to import those takes as long as all the rest, and `daemonkit ls` is to be quick
-    """A lock that this process has: the open file, and the directory and name to find it again by."""
+    """A lock that this process has or is about to get: the open file, and its directory and name to find it by."""
 
-    __slots__ = ("directory", "fd", "inode", "name", "owner", "path")
+    __slots__ = ("_kind", "fds", "folder", "inode", "name", "owner", "path")
 
-    def __init__(  # noqa: PLR0913, PLR0917 - the fields
-        self, path: str, name: str, directory: int, fd: int, inode: tuple[int, int], owner: Identity
-    ) -> None:
-        """Take over `fd`, and `directory`: an O_PATH descriptor, which finds the file also after a chroot."""
+    def __init__(self, path: str) -> None:
+        """Name the file, for `take`. Whatever comes of that, `release` undoes it."""
         self.path = path
-        self.name = name
-        self.directory = directory
-        self.fd = fd
-        self.inode = inode
-        self.owner = owner
+        self.folder, self.name = os.path.split(path)
+        self.fds: list[int] = []
+        """The directory's, O_PATH, which finds the file also after a chroot; the file's."""
+        self.inode = (0, 0)
+        self.owner = Identity(0, 0)
+        self._kind = _NEW
+
+    @property
+    def directory(self) -> int:
+        """The directory's descriptor."""
+        return self.fds[0]
+
+    @property
+    def fd(self) -> int:
+        """The file's descriptor, which has the lock."""
+        return self.fds[1]
+
+    def holder(self) -> Holder:
+        """Tell who holds it, as `find_holder` does."""
+        return Holder(*self.owner, ours=True, daemon=self._kind == _DAEMON)
+
+    def open(self, path: str, flags: int) -> None:
+        """Open one more of its descriptors: in one step for the interpreter, so that no signal handler loses it."""
+        directory = self.fds[0] if self.fds else None
+        self.fds += map(partial(os.open, dir_fd=directory), [path], [flags | os.O_CLOEXEC], [_MODE])
+
+    def fill(self) -> None:
+        """Lock the new file and name this process in it."""
+        info = os.fstat(self.fd)
+        self.inode = info.st_dev, info.st_ino
+        if info.st_mode & 0o7777 != _MODE:
+            os.fchmod(self.fd, _MODE)  # the umask had its say
+        self.owner, self._kind = _process.identity(), _NEW
+        os.write(self.fd, b"%d\n" % self.owner.pid)
+        self._lock_range()
 
     def is_current(self) -> bool:
         """Tell whether the name still leads to this very file."""
         try:
             there = os.stat(self.name, dir_fd=self.directory, follow_symlinks=False)
-        except OSError:
+        except (OSError, IndexError):  # gone, or given up
             return False
         return self.inode == (there.st_dev, there.st_ino)
 
-    def claim(self) -> None:
+    def claim(self, *, daemon: bool) -> None:
         """Make the calling process the one that the lock and the file name."""
         me = _process.identity()
         # The mutex is taken on a descriptor of its own: one that descendants share could outlive this process.
@@ -259,26 +303,38 @@ class Hold:  # no dataclass: to import those takes as long as all the rest, and 
             stack.enter_context(_mutex(own, self.path))
             if not self.is_current():
                 raise FileNotFoundError(errno.ENOENT, "removed or replaced while the daemon was starting", self.path)
-            self.name_holder(me)
-        _set_record(self.fd, fcntl.F_WRLCK, me)
+            self.name_holder(me, daemon=daemon)
+        _set_record(self.fd, fcntl.F_WRLCK, me, daemon=daemon)
 
-    def name_holder(self, who: Identity) -> None:
+    def name_holder(self, who: Identity, *, daemon: bool = False) -> None:
         """Make `who` the one that the lock and the file name; for whoever has the mutex, or is the holder so far.
 
-        There is no moment at which either names nobody: the lock's range is widened or kept before it is cut, and
-        the text is written in one piece, padded to its old length and only then shortened.
+        There is no moment at which either names nobody: the lock's range is widened or kept before it is cut, its
+        end last, and the text is written in one piece, padded to its old length and only then shortened.
         """
         text, length = b"%d\n" % who.pid, os.fstat(self.fd).st_size
         os.pwrite(self.fd, text.ljust(length, b"\n"), 0)
         if length > len(text):
             os.ftruncate(self.fd, len(text))
-        _lock(self.fd, fcntl.F_WRLCK, who.token, 0)
-        _lock(self.fd, fcntl.F_UNLCK, _PID_MAX, who.token - _PID_MAX)
         self.owner = who
+        self._lock_range()
+        _lock(self.fd, fcntl.F_UNLCK, _PID_MAX, who.token - _PID_MAX)
+        self._tell(_DAEMON if daemon else _PLAIN)
 
     def lend(self) -> None:
         """Say that a program is about to get the lock's descriptor; `name_holder` is to follow."""
-        _lock(self.fd, fcntl.F_UNLCK, _LENT_END, 0)
+        self._tell(_LENT)
+
+    def _tell(self, kind: int) -> None:
+        self._kind = kind
+        self._lock_range()
+        _lock(self.fd, fcntl.F_UNLCK, self._end(), 0)
+
+    def _lock_range(self) -> None:
+        _lock(self.fd, fcntl.F_WRLCK, self.owner.token, self._end() - self.owner.token)
+
+    def _end(self) -> int:
+        return _END + (_process.place() << _PLACE_SHIFT | self._kind)
 
     def release(self) -> None:
         """Free the pidfile: removed, or emptied where this process may not remove it any more."""
@@ -294,8 +350,9 @@ class Hold:  # no dataclass: to import those takes as long as all the rest, and 
     def close(self) -> None:
         """Give up this process's descriptors, and the lock if they are the last."""
         _holds.discard(self)
-        os.close(self.fd)
-        os.close(self.directory)
+        while self.fds:
+            with contextlib.suppress(OSError):  # somebody closed all there was
+                os.close(self.fds.pop())
 
 
 _holds: set[Hold] = set()
@@ -319,7 +376,7 @@ def inherited() -> Iterator[None]:
     _adopting.now = True
     try:
         for hold in tuple(_holds):
-            _set_record(hold.fd, fcntl.F_UNLCK, hold.owner)  # it would go on naming the parent
+            _set_record(hold.fd, fcntl.F_UNLCK, hold.owner, daemon=True)  # it would go on naming the parent
         yield
     finally:
         _adopting.now = False
@@ -328,7 +385,7 @@ def inherited() -> Iterator[None]:
 def adopt() -> None:
     """Make this process the holder of every lock that it was passed. Raises OSError if a file was taken away."""
     for hold in tuple(_holds):
-        hold.claim()
+        hold.claim(daemon=True)
 
 
 def take_back() -> None:
@@ -337,21 +394,24 @@ def take_back() -> None:
 
     for hold in tuple(_holds):
         try:
-            hold.claim()
+            hold.claim(daemon=False)
         except (OSError, LockFailed):
             hold.close()
 
 
 def descriptors() -> set[int]:
     """Return the descriptors that the locks need."""
-    return {fd for hold in tuple(_holds) for fd in (hold.fd, hold.directory)}
+    return {fd for hold in tuple(_holds) for fd in hold.fds}
 
 
 # --- taking it ---------------------------------------------------------------------------------------------------
 
 
-def take(path: str, timeout: float | None) -> Hold:
-    """Publish the file, locked and naming the caller, which is to keep or to hand on what it gets."""
+def take(hold: Hold, timeout: float | None) -> None:
+    """Publish the file, locked and naming the caller, which is to keep it or to hand it on.
+
+    It is the caller's to release also if this raises, as a signal handler may do at any moment.
+    """
     from lockfile import LockTimeout  # noqa: PLC0415 - see above
 
     from daemonkit.errors import AlreadyRunningError  # noqa: PLC0415 - see above
@@ -360,7 +420,7 @@ def take(path: str, timeout: float | None) -> Hold:
     deadline = time.monotonic() + (math.inf if timeout is None else timeout)
     while True:
         try:
-            return _take_now(path)
+            _take_now(hold)
         except AlreadyRunningError as error:
             if timeout is not None and timeout <= 0:
                 raise
@@ -368,19 +428,26 @@ def take(path: str, timeout: float | None) -> Hold:
             if left <= 0:
                 raise LockTimeout(f"{error} (waited {timeout:g} s)") from error
             _process.wait_for_end(error.pid, min(left, _SLICE))
+        else:
+            return
 
 
-def _take_now(path: str) -> Hold:
+def _take_now(hold: Hold) -> None:
+    with _answering(hold.path):
+        while not _publish(hold):
+            _remove_stale(hold.path)
+
+
+@contextlib.contextmanager
+def _answering(path: str) -> Iterator[None]:
+    """Explain an OSError. A live holder is the better answer: its file may be all that this user can read here."""
     try:
-        while (hold := _publish(path)) is None:
-            _remove_stale(path)
+        yield
     except OSError as error:
-        # A live holder is the better answer: its file may be all that this user can read here.
         with contextlib.suppress(OSError):
             if holder := find_holder(path):
                 raise _held(path, holder) from error
         raise _explained(error, path) from error
-    return hold
 
 
 def keep(hold: Hold) -> None:
@@ -397,10 +464,8 @@ def own(path: str, likely: Hold | None) -> Hold | None:
 
 def remove_stale(path: str) -> None:
     """Remove the file if nobody holds it; AlreadyRunningError against a live holder."""
-    try:
+    with _answering(path):
         _remove_stale(path)
-    except OSError as error:
-        raise _explained(error, path) from error
 
 
 _hooked = False
@@ -413,56 +478,35 @@ def _hook_fork() -> None:
         _hooked = True
 
 
-def _publish(path: str) -> Hold | None:
-    """Give `path` a new file, complete and locked; return None if the name is taken."""
-    folder, name = os.path.split(path)
-    if not name:
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-    me = _process.identity()
-    fds = [os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)]
+def _publish(hold: Hold) -> bool:
+    """Give its path a new file, complete and locked; return False if the name is taken."""
+    if not hold.name:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), hold.path)
+    hold.open(hold.folder, os.O_PATH | os.O_DIRECTORY)
+    source = _nameless_file(hold)
     try:
-        fd, source = _nameless_file(fds[0], name)
-        fds.append(fd)
-        try:
-            inode = _fill(fd, me)
-            linked = _link(source, name, fds[0])
-        finally:
-            if source[0] != "/":
-                os.unlink(source, dir_fd=fds[0])
-    except BaseException:
-        _close(fds)
-        raise
+        hold.fill()
+        linked = _link(source, hold.name, hold.directory)
+    finally:
+        if source[0] != "/":
+            os.unlink(source, dir_fd=hold.directory)
     if not linked:
-        _close(fds)
-        return None
-    return Hold(path, name, fds[0], fd, inode, me)
+        hold.close()
+    return linked
 
 
-def _close(fds: list[int]) -> None:
-    for fd in fds:
-        os.close(fd)
-
-
-def _nameless_file(directory: int, name: str) -> tuple[int, str]:
-    """Return a new file's descriptor, and the path to link it by."""
+def _nameless_file(hold: Hold) -> str:
+    """Open a new file, and return the path to link it by."""
     try:
-        fd = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, _MODE, dir_fd=directory)
+        hold.open(".", os.O_TMPFILE | os.O_RDWR)
     except OSError as error:
         if error.errno not in {errno.EOPNOTSUPP, errno.EISDIR}:
             raise
         # NFS and FUSE have no O_TMPFILE: a name of its own, which only a crash before the link leaves behind.
-        source = f".{name}.{os.getpid()}.{threading.get_ident()}"
-        return os.open(source, _WRITE | os.O_CREAT | os.O_EXCL, _MODE, dir_fd=directory), source
-    return fd, f"/proc/self/fd/{fd}"
-
-
-def _fill(fd: int, me: Identity) -> tuple[int, int]:
-    info = os.fstat(fd)
-    if info.st_mode & 0o7777 != _MODE:
-        os.fchmod(fd, _MODE)  # the umask had its say
-    os.write(fd, b"%d\n" % me.pid)
-    _lock(fd, fcntl.F_WRLCK, me.token, 0)
-    return info.st_dev, info.st_ino
+        source = f".{hold.name}.{os.getpid()}.{threading.get_ident()}"
+        hold.open(source, _WRITE | os.O_CREAT | os.O_EXCL)
+        return source
+    return f"/proc/self/fd/{hold.fd}"
 
 
 def _link(source: str, name: str, directory: int) -> bool:
@@ -476,7 +520,7 @@ def _link(source: str, name: str, directory: int) -> bool:
 def _remove_stale(path: str) -> None:
     """Remove the file if nobody holds it; raise AlreadyRunningError if somebody does."""
     if (hold := _hold_of(path)) and hold.is_current():
-        raise _held(path, Holder(*hold.owner, ours=True))  # opening it would drop our record lock
+        raise _held(path, hold.holder())  # opening it would drop our record lock
     try:
         fd = os.open(path, _WRITE)
     except FileNotFoundError:

@@ -21,6 +21,7 @@ _HZ = os.sysconf("SC_CLK_TCK")
 _TICK: Final = 10**9 // _HZ  # nanoseconds
 _MODE: Final = 0o7777  # the highest of those numbers that people write in octal
 _PID_BITS = 22  # the kernel's PID_MAX_LIMIT is 2**22: include/linux/threads.h
+_NAMESPACE_BITS: Final = 29
 
 
 class Identity(namedtuple("Identity", ("pid", "started"))):
@@ -70,12 +71,45 @@ def _read_stat(pid: int | str) -> tuple[bool, int]:
     return ended, int(fields[19])
 
 
+_place: tuple[int, int] | None = None
+
+
+def place() -> int:
+    """Return what tells this process's PID and time namespaces from others: numbers and start times are theirs.
+
+    58 bits, as the numbers of namespaces differ in their lower 28; 0 where there is no /proc.
+    """
+    global _place  # noqa: PLW0603 - as above
+    if _place is None or _place[0] != os.getpid():
+        _place = os.getpid(), pid_namespace() << _NAMESPACE_BITS | _namespace("time")
+    return _place[1]
+
+
+def pid_namespace() -> int:
+    """Return what tells this process's PID namespace from others."""
+    return _namespace("pid")
+
+
+def _namespace(kind: str) -> int:
+    try:
+        return os.stat(f"/proc/self/ns/{kind}").st_ino & (1 << _NAMESPACE_BITS) - 1
+    except OSError:  # a kernel without them has but one
+        return 0
+
+
+def _is_own_proc() -> bool:
+    """Tell whether the numbers in /proc are ours: not in a PID namespace that still has the outer one's."""
+    try:
+        return os.readlink("/proc/self") == str(os.getpid())
+    except OSError:
+        return False
+
+
 def identity_of(pid: int) -> Identity | None:
     """Return a process's identity, though it be a zombie; None if it is gone."""
-    try:
-        return Identity(pid, _read_stat(pid)[1])
-    except (FileNotFoundError, ProcessLookupError):
-        return None
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Identity(pid, _read_stat(pid)[1] if _is_own_proc() else ticks())
+    return None
 
 
 def all_pids() -> list[int]:
@@ -86,18 +120,20 @@ def all_pids() -> list[int]:
 def start_of(pid: int) -> int | None:
     """Return when process `pid` started, in clock ticks since boot; None if it has ended (a zombie has).
 
-    0 means that it lives and /proc hides the rest (``hidepid``, or a chroot without /proc).
+    0 means that it lives and /proc hides the rest (``hidepid``, a chroot without /proc, another PID namespace's).
     """
+    own = _is_own_proc()
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        ended, started = _read_stat(pid)
-        return None if ended else started
+        if own:
+            ended, started = _read_stat(pid)
+            return None if ended else started
     try:
         os.kill(pid, 0)
     except PermissionError:
         return 0  # EPERM means alive
     except (ProcessLookupError, OverflowError):
         return None
-    return None if os.path.exists("/proc/self/stat") else 0
+    return None if own else 0
 
 
 def is_alive(who: Identity) -> bool:
@@ -110,9 +146,17 @@ def ticks() -> int:
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // _TICK
 
 
+_booted = math.nan
+_SAME: Final = 0.005  # seconds
+
+
 def wall_clock(started: int) -> float:
-    """Turn clock ticks since boot into seconds since the epoch, by today's clock."""
-    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + started / _HZ
+    """Turn clock ticks since boot into seconds since the epoch, by today's clock: the same until that is set."""
+    global _booted  # noqa: PLW0603 - two clocks are never read at once
+    booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    if not abs(booted - _booted) < _SAME:
+        _booted = booted
+    return _booted + started / _HZ
 
 
 def check_seconds(name: str, value: object) -> None:

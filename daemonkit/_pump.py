@@ -28,12 +28,21 @@ _LONGEST_LINE: Final = 1 << 20  # bytes that are kept for the end of a line in a
 _RETRY: Final = 1.0  # seconds until a log that could not be written is tried again
 
 
+_logs: dict[str, Log] = {}
+
+
+def log_at(path: str) -> Log | None:
+    """Return the log with that path that is being written, for what is to be rotated with it."""
+    return _logs.get(path)
+
+
 class Log:
     """A file that is rotated by size; no line is split."""
 
     def __init__(self, path: str, max_bytes: int, backups: int, umask: int | None, owner: _users.Owner | None) -> None:
         self.path, self._max, self._backups, self._umask, self._owner = path, max_bytes, backups, umask, owner
         self._open()
+        _logs[path] = self
         self._in_line = False
         self.held_by: object = None
         """Who was interrupted in the midst of a line, which is to be finished first."""
@@ -46,6 +55,7 @@ class Log:
         self._size: float = info.st_size if stat.S_ISREG(info.st_mode) else -math.inf  # a device is not rotated
 
     def close(self) -> None:
+        del _logs[self.path]
         os.close(self.fd)
 
     def write(self, data: bytes, who: object) -> int:

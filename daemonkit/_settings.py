@@ -66,8 +66,8 @@ class Settings:
     stop_signal: int
     max_memory: int | None
     nofile: tuple[int, int]
-    pid: int
-    """The calling process, whose marks the runs have."""
+    mark: int
+    """The first of those that the runs have."""
 
 
 def settle(  # noqa: PLR0913 - the options
@@ -133,7 +133,7 @@ def settle(  # noqa: PLR0913 - the options
         stop_signal=number,
         max_memory=memory,
         nofile=resource.getrlimit(resource.RLIMIT_NOFILE),
-        pid=os.getpid(),
+        mark=_marks.base(),
     )
     return settings, tuple({id(pump): pump for pump in pumps.values()}.values())
 

@@ -16,6 +16,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -115,28 +116,30 @@ def spawn_detached(  # noqa: PLR0913 - each is an option of its own, and keyword
     folder = _command.directory(cwd)
     lock = _pidfile_of(pidfile)
     found = _command.find(program, variables, folder)
-    with contextlib.ExitStack() as fill, contextlib.ExitStack() as always, contextlib.ExitStack() as undo:
-        _stdio.fill_closed(fill)
-        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        always.callback(os.close, null)
-        hold = None
-        if lock:
-            hold = _pidfile.take(lock.path, lock.timeout)
-            undo.callback(hold.release)
-            hold.lend()
-        streams, pipes = _open_streams(options, input, null, umask, owner, always, undo)
-        plan = _Plan(
-            path=found,
-            argv=argv,
-            env=variables,
-            streams=streams,
-            keep=keep | {hold.fd} if hold else keep,
-            cwd=folder,
-            umask=-1 if umask is None else umask,
-            owner=owner,
-        )
-        started: list[int] = []
-        try:
+    started: list[int] = []
+    try:
+        with contextlib.ExitStack() as fill, contextlib.ExitStack() as always, contextlib.ExitStack() as undo:
+            _stdio.fill_closed(fill)
+            null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            always.callback(os.close, null)
+            hold = None
+            if lock:
+                hold = _pidfile.Hold(lock.path)
+                undo.callback(hold.release)
+                _pidfile.take(hold, lock.timeout)
+                hold.lend()
+            streams, pipes = _open_streams(options, input, null, umask, owner, always, undo)
+            undo.callback(_end, started)  # first of all that is undone
+            plan = _Plan(
+                path=found,
+                argv=argv,
+                env=variables,
+                streams=streams,
+                keep=keep | {hold.fd} if hold else keep,
+                cwd=folder,
+                umask=-1 if umask is None else umask,
+                owner=owner,
+            )
             before = _process.ticks()
             _start(plan, started, program)
             in_time = before == _process.ticks()
@@ -145,10 +148,10 @@ def spawn_detached(  # noqa: PLR0913 - each is an option of its own, and keyword
             handle = _handle(started[0], args, pipes)
             if hold:
                 _hand_over(hold, handle, who)
-        except BaseException:
-            _end(started)
-            raise
-        undo.pop_all()
+            undo.pop_all()
+    except BaseException:
+        _end(started)  # a signal handler has raised after that
+        raise
     return handle
 
 
@@ -300,7 +303,9 @@ def _pipe(name: str) -> tuple[int, IO[bytes]]:
 def _start(plan: _Plan, started: list[int], program: str | bytes) -> None:
     """Start the program, and put its pid in `started` in the same moment."""
     try:
-        if plan.cwd is not None or plan.umask >= 0 or plan.owner or not _spawn(plan, started):
+        # With other threads: what they open between the look at the descriptors and the start would be passed on.
+        by_popen = plan.cwd is not None or plan.umask >= 0 or plan.owner or threading.active_count() > 1
+        if by_popen or not _spawn(plan, started):
             (_popen_clean if _has_odd_signals() else _popen)(plan, started)
     except OSError as error:
         if error.filename is not None and error.filename in {plan.cwd, sys.executable}:
@@ -417,11 +422,8 @@ def _popen_clean(plan: _Plan, started: list[int]) -> None:
 
 def _has_odd_signals() -> bool:
     """Tell whether this thread's program would inherit signals that are ignored or blocked: proc(5)."""
-    fd = os.open("/proc/thread-self/status", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        text = os.read(fd, 1 << 14)
-    finally:
-        os.close(fd)
+    with open("/proc/thread-self/status", "rb", buffering=0) as file:
+        text = file.read()  # of any length: there may be thousands of groups
     blocked, ignored = (int(text.partition(name)[2][:16], 16) for name in (b"\nSigBlk:\t", b"\nSigIgn:\t"))
     return bool(blocked or ignored & ~_NOT_ODD)
 

@@ -251,8 +251,8 @@ def inherited_descriptors(*, copies: bool) -> set[int]:
     """
     found = open_descriptors()
     handed = {fd for fd, flags in found.items() if not flags & fcntl.FD_CLOEXEC}
-    if copies and (channels := {inode(fd) for fd in range(3) if _is_channel(fd)}):
-        handed |= {fd for fd in found if inode(fd) in channels}
+    if copies and (channels := {_end_of(fd) for fd in range(3) if _is_channel(fd)}):
+        handed |= {fd for fd in found if _end_of(fd) in channels}
     return handed
 
 
@@ -269,6 +269,12 @@ def _is_channel(fd: int) -> bool:
     except OSError:
         return False
     return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(fd)
+
+
+def _end_of(fd: int) -> tuple[int, int, int]:
+    """Return what tells an open file from every other: also which end of a pipe it is, as both have one inode."""
+    is_pipe = stat.S_ISFIFO(os.fstat(fd).st_mode)
+    return *inode(fd), fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE if is_pipe else 0
 
 
 def inode(fd: int) -> tuple[int, int]:

@@ -327,10 +327,8 @@ class _Guardian:
             number = self._signals.pop(0)
             before = self.before.get(number)
             gone = number == signal.SIGHUP and self._terminal and not _has_terminal()
-            if (
-                gone and before == signal.SIG_IGN
-            ):  # nohup(1): this one is not for it; a later one can't be the terminal's
-                self._terminal = False
+            if gone and before == signal.SIG_IGN:
+                self._terminal = False  # nohup(1): this one is not for it; a later one can't be the terminal's
             elif number == signal.SIGHUP and not gone:
                 if callable(before):
                     before(number, None)  # as that of detached(), which opens the logs anew
@@ -385,7 +383,7 @@ class _Guardian:
 
     def _clear(self) -> None:
         """End what a worker that was killed has left; nothing else has its marks."""
-        _marks.end_all_of(self._settings.pid)
+        _marks.end_all_of(self._settings.mark)
         for index, record in enumerate(self._records):
             record.before = record.starts
             for pid in sorted(record.pids):
@@ -400,6 +398,7 @@ class _Guardian:
         if self.bell:
             poll.register(self.bell[0], select.POLLIN)
         poll.poll(seconds * 1000)
+        self._obey()
 
     def _summary(self) -> Summary:
         good = all(record.state in {"exited", "stopped"} for record in self._records)

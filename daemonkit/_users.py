@@ -108,7 +108,8 @@ def _check_rights(owner: Owner, names: tuple[str, str, str], uid: object, gid: o
             errno.EPERM, f"{names[0]}: only root (CAP_SETUID) can become {uid!r}; start as root, or as that user"
         )
     if (owner.groups is not None or owner.gid not in os.getresgid()) and not has_capability(_CAP_SETGID):
-        text = f"{names[1]}: only root (CAP_SETGID) can join the groups of {gid or uid!r}; start as root"
+        who = uid if gid is None else gid
+        text = f"{names[1]}: only root (CAP_SETGID) can join the groups of {who!r}; start as root"
         raise PermissionError(errno.EPERM, text)
 
 

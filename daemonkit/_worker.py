@@ -253,8 +253,12 @@ class Worker:
         for level, kind, data in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
                 pid, uid, _ = _CREDENTIALS.unpack(data[: _CREDENTIALS.size])
-                return uid in ours or _marks.run_of(pid, self.settings.pid) == run.number
+                return uid in ours or uid == self._user_of(run) or _marks.run_of(pid, self.settings.mark) == run.number
         return False
+
+    def _user_of(self, run: Run) -> int | None:
+        """Return who the main process has become: one that it started to say something may be gone by now."""
+        return os.stat(f"/proc/{run.pid}").st_uid if run.pid in self.mains else None
 
     def _stop(self, run: Run) -> None:
         """Ask all that belongs to the run: its process group, and what has left that."""
@@ -269,7 +273,7 @@ class Worker:
         if group:
             _signal_group(group, number)
         for pid in others:
-            _marks.signal_run(pid, number, _marks.base(self.settings.pid) + run.number, group)
+            _marks.signal_run(pid, number, self.settings.mark + run.number, group)
 
     def _kill(self, run: Run) -> None:
         if run.pid in self.mains:
@@ -301,6 +305,9 @@ class Worker:
         code = zombie.si_status if zombie.si_code == os.CLD_EXITED else -zombie.si_status
         run = self.mains.get(pid)
         if run:
+            for notify, of in tuple(self.notify.values()):
+                if of is run:
+                    self._hear(notify, run)  # what it has said before it ended
             # Before it is reaped: until then its number is the group's, and nobody else's.
             self._do(run.instance.exited(run, code))
             del self.mains[pid]
@@ -322,7 +329,7 @@ class Worker:
 
     def _number_of(self, pid: int) -> int | None:
         """Return the number of the run that a process belongs to, by its mark, its session, or it alone is there."""
-        number = _marks.run_of(pid, self.settings.pid)
+        number = _marks.run_of(pid, self.settings.mark)
         if number is not None:
             return number
         with contextlib.suppress(ProcessLookupError):

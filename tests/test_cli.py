@@ -1037,3 +1037,41 @@ def test_completion_offers_commands_and_options(shell: Shell) -> None:
     assert "--instances" in complete("daemonkit start web --ins")
     shell.start("web")
     assert complete("daemonkit stop w") == ["web"] == complete("daemonkit logs w")
+
+
+def test_what_the_supervisor_says_is_rotated_with_the_log(shell: Shell) -> None:
+    """Also of an app that says nothing itself."""
+    shell.start("web", "--log-max-bytes", "1K", "--log-backups", 2, "--restart", "always", command=("sleep", "0.1"))
+    eventually(lambda: (shell.home / "web.log.2").exists())
+    shell("stop", "web")
+    for path in shell.home.glob("web.log*"):
+        text = path.read_text()
+        assert len(text) <= 1024 and all(line.startswith("daemonkit: ") for line in text.splitlines()), text
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/etc/passwd"), os.mkdir])
+def test_what_is_no_pidfile_keeps_no_other_app_from_being_shown_and_stopped(shell: Shell, make: Any) -> None:
+    shell.start("web")
+    make(shell.home / "odd.pid")
+    done = shell("ls", status=1)
+    assert "web" in done.stdout and "odd.pid" in one_line(done.stderr)
+    done = shell("stop", "--all", status=1)
+    assert "odd.pid" in done.stderr and shell.report("web")["state"] == "stopped"
+
+
+def test_a_start_that_its_watchdog_ends_says_so(shell: Shell) -> None:
+    done = shell("start", "web", "--watchdog", 0.2, "--", "sleep", "1000", status=1)
+    assert "did not send WATCHDOG=1 in time" in one_line(done.stderr)
+
+
+def test_a_foreground_app_under_nohup_outlives_its_terminal(shell: Shell) -> None:
+    program = f"exec nohup {' '.join(COMMAND)} run --min-uptime 0.05 -- sleep 1000"
+    terminal = Terminal(["sh", "-c", program], shell.folder)
+    log = shell.folder / "nohup.out"
+    eventually(lambda: log.exists() and "is up" in log.read_text())
+    terminal.hang_up()
+    select.select([], [], [], 0.3)
+    assert alive(terminal.pid)
+    os.kill(terminal.pid, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(terminal.pid, 0)[1]) == 0
+    assert "SIGKILL" not in log.read_text()

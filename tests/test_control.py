@@ -482,3 +482,30 @@ def test_a_pidfile_that_another_user_owns_makes_root_signal_nobody(tmp_path: Pat
         os.kill(locker, signal.SIGKILL)
         ended(locker)
         stranger.kill()
+
+
+def test_stop_kills_nobody_else_in_a_group_whose_leader_is_gone(tmp_path: Path) -> None:
+    """A job of a shell that has ended, which the holder is a part of and not the owner."""
+    body = """
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        with daemonkit.PidFile("app.pid"):
+            report("held")
+            wait()
+    """
+    harness.write(tmp_path, body)
+    script = f"{sys.executable} program.py >/dev/null & sleep 60 >/dev/null & echo $!"
+    shell = subprocess.run(["sh", "-c", script], cwd=tmp_path, start_new_session=True, stdout=-1, check=True)
+    neighbour = os.pidfd_open(int(shell.stdout))
+    reported(tmp_path, "held")
+    assert daemonkit.stop(tmp_path / "app.pid", timeout=0.1) is False
+    assert not select.select([neighbour], [], [], 0.3)[0], "somebody else was killed"
+    signal.pidfd_send_signal(neighbour, signal.SIGKILL)
+    os.close(neighbour)
+
+
+def test_the_start_is_the_same_each_time_it_is_read(tmp_path: Path) -> None:
+    with daemonkit.PidFile(tmp_path / "app.pid"):
+        status = daemonkit.status(tmp_path / "app.pid")
+        starts = {status.started for _ in range(2000)}
+        starts |= {daemonkit.status(tmp_path / "app.pid").started for _ in range(2000)}
+    assert len(starts) == 1

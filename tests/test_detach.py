@@ -439,6 +439,24 @@ def test_copies_of_the_callers_streams_are_closed_so_that_its_reader_sees_the_en
     stop(facts["pid"])
 
 
+def test_the_other_end_of_a_pipe_that_is_stdout_is_no_copy_of_it(tmp_path: Path) -> None:
+    run(
+        tmp_path,
+        """
+        reader, writer = os.pipe()
+        os.dup2(writer, 1)
+        os.write(writer, b"from the caller")
+        os.close(writer)
+        with daemonkit.detached(working_directory="."):
+            report(read=os.read(reader, 100).decode())
+            wait()
+    """,
+    )
+    facts = reported(tmp_path)
+    assert facts["read"] == "from the caller"
+    stop(facts["pid"])
+
+
 def test_close_fds_all_keeps_files_preserve_and_the_lock_alone(tmp_path: Path) -> None:
     run(
         tmp_path,

@@ -45,6 +45,7 @@ FLOCK: Final = struct.Struct("hhqqi")
 UNTIL_IT_HOLDS: Final = 0  # as a number of system calls
 AFTER_ITS_FORK: Final = -1  # as a moment to be killed
 HOLDER_RANGE: Final = 1 << 22  # offsets from here on are the holder's, for life
+HERE: Final = (1 << 62) + 4 + (_process.place() << 2)  # ... to here, by a holder of these namespaces
 DEAD: Final = Identity(4000, 3)
 FOREIGN: Final = Identity(4100, 4)
 
@@ -405,7 +406,7 @@ class World:
         part = self.scenario.parts[self.contenders.index(me)]
         who = Identity(part.daemon_pid + len(self.contenders), me.who.started)
         child = Contender(self, who, me.group, daemon, part.daemon_dies, part.orphan, parent=me)
-        child.holds = {copy.copy(hold) for hold in me.holds}
+        child.holds = {copy.deepcopy(hold) for hold in me.holds}
         for owners in self.owners.values():
             if me in owners:
                 owners.add(child)
@@ -443,7 +444,7 @@ class World:
         if self.scenario.before in {"orphan", "namesake"}:
             dead = DEAD if self.scenario.before == "orphan" else Identity(first.pid, 99)
             fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
-            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, dead.token, 0, 0))
+            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, dead.token, HERE - dead.token, 0))
             self.owners[fd] = {"a descendant"}
 
     def add(self, number: int, part: Part) -> Contender:
@@ -813,25 +814,25 @@ def _published_locked_then_written(patch: pytest.MonkeyPatch) -> None:
 def _publish_in_order(patch: pytest.MonkeyPatch, order: tuple[str, ...]) -> None:
     """Publish a new file as ever, with its three steps in another order."""
 
-    def publish(path: str) -> _pidfile.Hold | None:
+    def publish(hold: _pidfile.Hold) -> bool:
         system, me = _pidfile.os, _process.identity()
-        folder, name = os.path.split(path)
-        directory = system.open(folder, os.O_PATH | os.O_DIRECTORY)
-        fd = system.open(folder, os.O_TMPFILE | os.O_RDWR, 0o644)
+        directory = system.open(hold.folder, os.O_PATH | os.O_DIRECTORY)
+        fd = system.open(hold.folder, os.O_TMPFILE | os.O_RDWR, 0o644)
+        hold.fds += [directory, fd]
         info = system.fstat(fd)
+        hold.inode, hold.owner = (info.st_dev, info.st_ino), me
         steps: dict[str, Callable[[], Any]] = {
-            "link": lambda: system.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=directory, follow_symlinks=True),
-            "lock": lambda: _pidfile._lock(fd, fcntl.F_WRLCK, me.token, 0),
+            "link": lambda: system.link(f"/proc/self/fd/{fd}", hold.name, dst_dir_fd=directory, follow_symlinks=True),
+            "lock": lambda: _pidfile._lock(fd, fcntl.F_WRLCK, me.token, HERE - me.token),
             "write": lambda: system.write(fd, b"%d\n" % me.pid),
         }
         try:
             for step in order:
                 steps[step]()
         except FileExistsError:
-            system.close(fd)
-            system.close(directory)
-            return None
-        return _pidfile.Hold(path, name, directory, fd, (info.st_dev, info.st_ino), me)
+            hold.close()
+            return False
+        return True
 
     patch.setattr(_pidfile, "_publish", publish)
 
@@ -846,7 +847,7 @@ def _a_taken_name_is_replaced(patch: pytest.MonkeyPatch) -> None:
 
 
 def _a_claim_without_a_look_at_the_inode(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(_pidfile.Hold, "is_current", lambda _self: True)
+    patch.setattr(_pidfile.Hold, "is_current", lambda self: bool(self.fds))
 
 
 def _a_claim_that_unlocks_first(patch: pytest.MonkeyPatch) -> None:

@@ -479,7 +479,7 @@ def test_who_may_only_read_another_users_pidfile_still_learns_who_holds_it(publi
             )
             me = os.getpid()
             assert pid_in(directory / "pid") == me
-        assert done.stdout.startswith(f"{me} True ('AlreadyRunningError', {me}) "), done
+        assert done.stdout == f"{me} True ('AlreadyRunningError', {me}) AlreadyRunningError\n", done
 
 
 def test_a_readers_lock_wherever_it_can_get_one_deceives_nobody(public: Path) -> None:
@@ -487,6 +487,7 @@ def test_a_readers_lock_wherever_it_can_get_one_deceives_nobody(public: Path) ->
     lock = PidFile(public / "pid")
     lock.acquire()
     pid, started = _process.identity()
+    end = (1 << 62) + 4 + (_process.place() << 2)
     program = harness.write(
         public,
         ORDINARY
@@ -494,7 +495,7 @@ def test_a_readers_lock_wherever_it_can_get_one_deceives_nobody(public: Path) ->
     import fcntl
     become_ordinary()
     file = open("pid")
-    for start, end in (0, {pid}), ({pid + started}, {_process.identity().token}):
+    for start, end in (0, {pid}), ({pid + 2 * started}, {_process.identity().token}), ({end}, {end + 1000}):
         fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB, end - start, start)
     print("locked", flush=True)
     sys.stdin.read()
@@ -1004,3 +1005,109 @@ def test_it_serves_as_the_pidfile_of_a_plain_daemon_context(tmp_path: Path) -> N
     assert facts["held"] == facts["pid"] == pid_in(tmp_path / "pid")
     harness.stop(facts["pid"])
     eventually(lambda: not (tmp_path / "pid").exists())
+
+
+# --- other namespaces, and signal handlers that raise ---------------------------------------------------------------
+
+TWICE = """
+    with contextlib.ExitStack() as stack:
+        for _ in range(2):
+            try:
+                p = daemonkit.spawn_detached(["sleep", "60"], pidfile=sys.argv[1])
+                stack.callback(p.kill)
+                print("started", flush=True)
+            except daemonkit.AlreadyRunningError as error:
+                print("refused", daemonkit.status(sys.argv[1]).running, str(error).partition("; ")[2], flush=True)
+        sys.stdin.readline()
+"""
+INSIDE = "its number is that of another PID namespace (a container): end it there"
+
+
+def _starters(directory: Path, *wrappers: tuple[str, ...]) -> list[str]:
+    """Have a pidfile's program started twice by a process behind each of the wrappers, while all of them live."""
+    program = harness.write(directory, TWICE, "starter.py")
+    said = []
+    with contextlib.ExitStack() as stack:
+        for wrapper in wrappers:
+            command = [*wrapper, sys.executable, str(program), str(directory / "pid")]
+            starter = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            stack.enter_context(starter)
+            stack.callback(starter.stdin.close)
+            said += [starter.stdout.readline().rstrip("\n") for _ in range(2)]
+    return said
+
+
+@root_only
+@pytest.mark.parametrize("proc", [("--mount-proc",), ()], ids=["own-proc", "outer-proc"])
+def test_a_file_that_is_held_in_another_pid_namespace_is_held(tmp_path: Path, proc: tuple[str, ...]) -> None:
+    """Its number means another process here, or none; with the outer /proc even in there."""
+    within = ("unshare", "--pid", "--fork", *proc)
+    for wrappers in (within, ()), ((), within):
+        first, second, *others = _starters(tmp_path, *wrappers)
+        assert first == "started" and second.startswith("refused True end that one first (kill "), second
+        assert others == [f"refused True {INSIDE}"] * 2
+        (tmp_path / "pid").unlink()
+
+
+@root_only
+def test_a_file_that_is_held_in_another_time_namespace_is_held(tmp_path: Path) -> None:
+    """Start times are others there."""
+    first, *others = _starters(tmp_path, (), ("unshare", "--time", "--boottime", "100000"))
+    assert first == "started"
+    assert [said.split()[0] for said in others] == ["refused"] * 3
+
+
+INTERRUPTED = """
+    class Hit(Exception):
+        pass
+
+    def hit(*_):
+        raise Hit
+
+    def open_now():
+        return len(os.listdir("/proc/self/fd"))
+
+    signal.signal(signal.SIGALRM, hit)
+    with daemonkit.PidFile("warm.pid"):
+        pass
+    daemonkit.spawn_detached(["true"], pidfile="warm.pid").wait()
+    chance, before, hits = random.Random(7), open_now(), 0
+    for _ in range(TRIES):
+        try:
+            signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-5, LONGEST))
+            START
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        except Hit:
+            hits += 1
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        AFTER
+    print(hits > 20, open_now() - before < 5, open_now() - before)
+"""
+
+
+@pytest.mark.parametrize(
+    ("start", "after", "longest", "tries"),
+    [
+        (
+            'lock = daemonkit.PidFile("app.pid"); lock.acquire()',
+            'lock.i_am_locking() and lock.release(); assert not os.path.exists("app.pid")',
+            4e-4,
+            2000,
+        ),
+        (
+            'p = None; p = daemonkit.spawn_detached(["sleep", "9"], pidfile="app.pid")',
+            'p and (p.kill(), p.wait()); p = None; assert not daemonkit.status("app.pid")',
+            4e-3,
+            150,
+        ),
+    ],
+    ids=["acquire", "spawn"],
+)
+def test_a_signal_handler_that_raises_leaves_no_lock_behind(
+    tmp_path: Path, start: str, after: str, longest: float, tries: int
+) -> None:
+    """At whatever step: Ctrl-C, a deadline."""
+    program = INTERRUPTED.replace("START", start).replace("AFTER", after)
+    program = program.replace("LONGEST", str(longest)).replace("TRIES", str(tries))
+    done = run(tmp_path, "    import random\n" + program)
+    assert done.stdout.startswith("True True "), (done.stdout, done.stderr)

@@ -1705,3 +1705,40 @@ def test_what_make_runs_spawns_as_quickly_as_what_a_shell_runs(tmp_path: Path) -
     pid = os.posix_spawn(command[0], command, os.environ, file_actions=actions, setsigdef=[signal.SIGHUP])
     assert os.waitpid(pid, 0)[1] == 0
     assert output.read_text() == "False\n"
+
+
+def test_no_descriptor_that_another_thread_opens_meanwhile_reaches_it(tmp_path: Path) -> None:
+    told = call(
+        tmp_path,
+        """
+        over = threading.Event()
+        def busy():
+            while not over.is_set():
+                fd = os.open("/dev/zero", os.O_RDONLY)
+                os.set_inheritable(fd, True)
+                os.close(fd)
+        threads = [threading.Thread(target=busy) for _ in range(3)]
+        for thread in threads: thread.start()
+        found = []
+        for _ in range(300):
+            p = spawn(["ls", "/proc/self/fd"], stdout=PIPE)
+            with p.stdout: found.append(len(p.stdout.read().split()))
+            p.wait()
+        over.set()
+        for thread in threads: thread.join()
+        tell(found=sorted(set(found)))
+    """,
+    )
+    assert told["found"] == [4]  # 0, 1, 2 and ls's own
+
+
+@root_only
+def test_thousands_of_groups_are_no_hindrance(tmp_path: Path) -> None:
+    told = call(
+        tmp_path,
+        """
+        os.setgroups(range(100000, 103000))
+        tell(code=spawn(["true"], cwd="/").wait())
+    """,
+    )
+    assert told == {"code": 0}

@@ -254,6 +254,62 @@ own.kill(); own.wait()
             os.kill(pid, signal.SIGKILL)
 
 
+def test_a_caller_that_adopts_orphans_is_left_with_none_of_a_killed_worker(tmp_path: Path) -> None:
+    """Process 1 of a container, for one: what the worker's end has killed comes to it, dead already."""
+    body = """
+from daemonkit import _process
+_process.become_subreaper()
+supervise(["sleep", "1000"], instances=10)
+with open(f"/proc/self/task/{os.getpid()}/children") as file:
+    assert not file.read()
+"""
+    with supervising(tmp_path, body) as supervisor:
+        supervisor.until("start", 10)
+        os.kill(supervisor.worker, signal.SIGKILL)
+        supervisor.until("start", 20)
+        zombies = [pid for pid in children(supervisor.pid) if not alive(pid)]
+        assert not zombies
+        supervisor.stop()
+
+
+def test_the_marks_of_a_supervisor_with_the_same_number_in_another_namespace_are_not_ours(tmp_path: Path) -> None:
+    body = """
+import subprocess
+from daemonkit import _marks
+other = _marks.base() ^ 1 << 54  # a bit of the namespace
+neighbour = subprocess.Popen(["sleep", "1000"], preexec_fn=lambda: _marks.put(other))
+supervise(["sleep", "1000"])
+assert neighbour.poll() is None
+neighbour.kill(); neighbour.wait()
+"""
+    with supervising(tmp_path, body) as supervisor:
+        supervisor.until("start")
+        os.kill(supervisor.worker, signal.SIGKILL)
+        supervisor.until("start", 2)
+        supervisor.stop()
+
+
+def test_a_stop_between_two_workers_starts_nothing_any_more(tmp_path: Path) -> None:
+    body = """
+class Killed(logging.Handler):
+    killed = 0
+    def emit(self, record):
+        self.killed += record.getMessage().startswith("the worker process was killed")
+        if self.killed == 2:
+            signal.setitimer(signal.ITIMER_REAL, 0.03)  # within the pause of 0.1 s
+logging.getLogger("daemonkit").addHandler(Killed())
+signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+assert supervise(["sleep", "1000"]).instances[0].state == "stopped"
+"""
+    with supervising(tmp_path, body) as supervisor:
+        supervisor.until("start")
+        os.kill(supervisor.worker, signal.SIGKILL)
+        supervisor.until("start", 2)
+        os.kill(supervisor.worker, signal.SIGKILL)
+        assert supervisor.process.wait(PATIENCE) == 0, supervisor.errors.read_text()
+        assert len(supervisor.events("start")) == 2
+
+
 def test_orphans_of_the_callers_own_children_do_not_come_to_it(tmp_path: Path) -> None:
     body = """
 import subprocess
@@ -483,6 +539,32 @@ supervise(target, wait_ready=True, user={user})
     with supervising(tmp_path, body) as supervisor:
         assert supervisor.until("ready")
         supervisor.stop()
+
+
+def test_what_an_instance_says_before_it_ends_at_once_is_heard(tmp_path: Path) -> None:
+    body = f"{READY}\nfor _ in range(4): supervise(lambda: say(b'READY=1'), wait_ready=True, instances=20)"
+    with supervising(tmp_path, body) as supervisor:
+        assert supervisor.process.wait(PATIENCE) == 0, supervisor.errors.read_text()
+        assert len(supervisor.events("ready")) == 80
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
+def test_a_helper_of_an_instance_that_became_somebody_else_is_believed_though_it_is_gone(tmp_path: Path) -> None:
+    body = f"""
+{READY}
+def target():
+    os.setresuid(65533, 65533, 65533)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    for _ in range(20):
+        if os.fork() == 0:
+            say(b"READY=1")
+            os._exit(0)
+    time.sleep(0.5)
+supervise(target, wait_ready=True, instances=4, restart="never")
+"""
+    with supervising(tmp_path, body) as supervisor:
+        assert supervisor.process.wait(PATIENCE) == 0, supervisor.errors.read_text()
+        assert len(supervisor.events("ready")) == 4
 
 
 def test_a_start_that_does_not_get_ready_in_time_is_a_failure(tmp_path: Path) -> None:

@@ -234,8 +234,15 @@ def apps() -> list[App]:
         files = set(os.listdir(home()))
         names = {name for file in files for name, dot, end in [file.rpartition(".")] if end in {"json", "pid"}}
         known = [App(name) for name in sorted(names) if _NAME.fullmatch(name)]
-        return [app for app in known if f"{app.name}.json" in files or app.is_known]
+        return [app for app in known if f"{app.name}.json" in files or _may_be_known(app)]
     return []
+
+
+def _may_be_known(app: App) -> bool:
+    try:
+        return app.is_known
+    except OSError:  # its pidfile is none, as whoever asks for more will be told
+        return True
 
 
 def _read(path: str) -> bytes:

@@ -137,10 +137,8 @@ def _supervise(
     streams: Settings = {}
     handler: logging.Handler = logging.StreamHandler()
     if log and settings.get("log_max_bytes") and "stdout" not in settings:
-        import logging.handlers
-
         streams = {"stdout": log, "stderr": settings.get("stderr", STDOUT)}
-        handler = logging.handlers.WatchedFileHandler(log)
+        handler = _keep.LogHandler(log)
     logging.basicConfig(level=logging.INFO, format=f"{_OWN}%(asctime)s %(message)s", handlers=[handler])
     try:
         return _keep.run(settings, streams, context, app, last_lines)
@@ -155,9 +153,10 @@ def run(options: argparse.Namespace) -> int:
     directory = settings.get("cwd") or os.getcwd()
     log = settings.get("log")
     try:
-        with detached(
-            detach_process=False, wait_ready=True, stdout=log, stderr=log, working_directory=directory
-        ) as context:
+        context = detached(detach_process=False, wait_ready=True, stdout=log, stderr=log, working_directory=directory)
+        if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # nohup(1): supervise() is to know
+            del context.signal_map[signal.SIGHUP]
+        with context:
             sys.exit(_supervise(settings, context, None, log))  # also where it was stopped before it was up
     except SystemExit as error:
         if isinstance(error.code, str):

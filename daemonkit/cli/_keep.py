@@ -8,7 +8,7 @@ import math
 import os
 import signal
 
-from daemonkit import _process
+from daemonkit import _process, _pump, _stdio
 from daemonkit._policy import Backoff
 from daemonkit._supervise import supervise
 from daemonkit.cli import _app, _say
@@ -46,6 +46,7 @@ class Journal:
         self._must_say_so = bool(settings.get("wait_ready"))
         self._timeout = settings.get("start_timeout", 30.0) if self._must_say_so else math.inf
         self._begun: dict[int, float] = {}
+        self._silent: set[int] = set()
         self.failure: str | None = None
         """What went wrong before all were up."""
 
@@ -59,6 +60,8 @@ class Journal:
                 self._begun[event.pid] = event.time
             case "ready":
                 one["up"].append(event.pid)
+            case "watchdog":
+                self._silent.add(event.pid)
             case "exit":
                 self._ended(one, event)
             case "reload-failed":
@@ -78,7 +81,9 @@ class Journal:
             code = event.exitcode or 0
             how = f"with status {code}" if code >= 0 else f"by {_process.signal_name(-code)}"
             self.failure = f"instance {event.instance} ended {how} before it was up"
-            if lived >= self._timeout:
+            if event.pid in self._silent:
+                self.failure = f"instance {event.instance} did not send WATCHDOG=1 in time"
+            elif lived >= self._timeout:
                 self.failure = f"instance {event.instance} was not ready within {self._timeout:g} s"
 
     @property
@@ -91,6 +96,28 @@ class Journal:
         self.state["exitcode"] = summary.exitcode
         for one, record in zip(self.instances, summary.instances, strict=True):
             one["runs"], one["up"], one["starts"] = [], [], record.starts
+
+
+class LogHandler(logging.Handler):
+    """Writes to the log that `supervise` rotates meanwhile, so that what it says itself is rotated too."""
+
+    def __init__(self, path: str) -> None:
+        """Open nothing yet."""
+        super().__init__()
+        self._path = path
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line."""
+        try:
+            data = f"{self.format(record)}\n".encode(errors="backslashreplace")
+            if log := _pump.log_at(self._path):
+                while data:
+                    data = data[log.write(data, self) :]
+            else:  # before and after
+                with open(_stdio.open_log(self._path, None)[0], "wb", buffering=0) as file:
+                    file.write(data)
+        except OSError:
+            self.handleError(record)
 
 
 def run(
