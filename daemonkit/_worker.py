@@ -258,7 +258,9 @@ class Worker:
 
     def _user_of(self, run: Run) -> int | None:
         """Return who the main process has become: one that it started to say something may be gone by now."""
-        return os.stat(f"/proc/{run.pid}").st_uid if run.pid in self.mains else None
+        with contextlib.suppress(OSError):  # hidden by /proc (hidepid)
+            return os.stat(f"/proc/{run.pid}").st_uid if run.pid in self.mains else None
+        return None
 
     def _stop(self, run: Run) -> None:
         """Ask all that belongs to the run: its process group, and what has left that."""
