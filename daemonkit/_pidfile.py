@@ -8,8 +8,8 @@ the holder opens and closes its own pidfile. Three ranges of offsets are used, n
   the kernel itself says who took the lock: a reader needs neither the file's text nor the wall clock to know it,
   and a lock that a dead holder's descendant still has open is told from a live one. Any two such ranges overlap.
   What the end tells: the PID and time namespaces in which the token was made, as it means nothing in others; whether
-  the lock is lent to a program that is being launched, so that, should the launcher be killed before it has named the
-  program, there is one to look for; and whether the holder is a detached daemon, whose process group is its own.
+  the lock is lent to a program that is being launched, so that, should the launcher be killed before it has handed it
+  over, there is one to look for; and whether the holder is a detached daemon, whose process group is its own.
 - byte 0, held for a moment: the mutex of whoever is about to replace the file or to hand it to another process.
 - ``[pid, pid + 2 * start time + daemon)``, a record lock of the holder's own. It is only a short cut: the kernel drops
   it when its process ends and names the owner to whoever asks, so that asking about a held file takes one call and no
@@ -61,9 +61,14 @@ _FLOCK = struct.Struct("hhqqi")  # struct flock of fcntl(2): type, whence, start
 _ASK_RECORD = _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, 1, _PID_MAX, 0)
 _END: Final = (1 << 62) + 1
 _ASK_HOLDER = _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, _END - 1, 0, 0)  # no other lock of ours goes that far
-_PLACE_SHIFT: Final = 2
-# What the lowest bits of the end tell. It only ever shrinks, as who may read the file could have locked what follows.
-_PLAIN, _DAEMON, _LENT, _NEW = range(1 << _PLACE_SHIFT)
+_PLACE_SHIFT: Final = 3
+# What the lowest bits of the end tell, in the order in which they may follow: the end is to shrink, as who may read the
+# file could have locked what is behind it.
+_NEW: Final = 4
+_LENT: Final = 3  # some program has it, and is to be looked for
+_NAMED: Final = 2  # the same, and the file's text says which
+_DAEMON: Final = 1
+_PLAIN: Final = 0
 
 
 def _lock(fd: int, kind: int, start: int, length: int) -> None:
@@ -174,7 +179,7 @@ def _examine(fd: int, path: str) -> Holder | None:
             return Holder(*owner, ours=True, here=False)
         if _process.is_alive(owner):
             return Holder(*owner, ours=True, daemon=kind == _DAEMON)
-        return _borrower(fd, owner) if kind == _LENT else None
+        return _borrower(fd, owner, kind) if kind in {_LENT, _NAMED} else None
     pid = _parse(os.pread(fd, 64, 0))
     started = _process.start_of(pid) if pid else None
     if started is None or _process.wall_clock(started) > info.st_mtime + _CLOCK_SLACK:
@@ -182,13 +187,15 @@ def _examine(fd: int, path: str) -> Holder | None:
     return Holder(pid, started, ours=False)
 
 
-def _borrower(fd: int, launcher: Identity) -> Holder | None:
+def _borrower(fd: int, launcher: Identity, kind: int) -> Holder | None:
     """Return the program that a launcher lent the lock to, and was killed before it could say so.
 
-    Of all that have the lock's descriptor it is the oldest.
+    It is the one that the file names, or else the oldest of all that have the lock's descriptor.
     """
     inode, mark = os.fstat(fd), f" {launcher.token} "
-    found = [_process.identity_of(pid) for pid in _process.all_pids() if _has_lock(pid, inode, mark)]
+    named = _parse(os.pread(fd, 64, 0))
+    pids = _process.all_pids() if kind == _LENT and named == launcher.pid else [named]
+    found = [_process.identity_of(pid) for pid in pids if _has_lock(pid, inode, mark)]
     oldest = min((who for who in found if who), key=lambda who: who.started, default=None)
     return Holder(*oldest, ours=True) if oldest else None
 
@@ -293,7 +300,7 @@ class Hold:  # no dataclass: to import those takes as long as all the rest, and 
             return False
         return self.inode == (there.st_dev, there.st_ino)
 
-    def claim(self, *, daemon: bool) -> None:
+    def claim(self) -> None:
         """Make the calling process the one that the lock and the file name."""
         me = _process.identity()
         # The mutex is taken on a descriptor of its own: one that descendants share could outlive this process.
@@ -303,10 +310,18 @@ class Hold:  # no dataclass: to import those takes as long as all the rest, and 
             stack.enter_context(_mutex(own, self.path))
             if not self.is_current():
                 raise FileNotFoundError(errno.ENOENT, "removed or replaced while the daemon was starting", self.path)
-            self.name_holder(me, daemon=daemon)
-        _set_record(self.fd, fcntl.F_WRLCK, me, daemon=daemon)
+            if lock := _locked_by(own):
+                self._kind = lock[1] & (1 << _PLACE_SHIFT) - 1  # a daemon that has ended since may have said another
+            self.name_holder(me, _DAEMON if _is_daemon() else _PLAIN)
+        _set_record(self.fd, fcntl.F_WRLCK, me, daemon=_is_daemon())
 
-    def name_holder(self, who: Identity, *, daemon: bool = False) -> None:
+    def keep(self) -> None:
+        """Let this process hold it until it is released, or the process ends."""
+        if _is_daemon():
+            self._tell(_DAEMON)
+        _set_record(self.fd, fcntl.F_WRLCK, self.owner, daemon=_is_daemon())
+
+    def name_holder(self, who: Identity, kind: int = _PLAIN) -> None:
         """Make `who` the one that the lock and the file name; for whoever has the mutex, or is the holder so far.
 
         There is no moment at which either names nobody: the lock's range is widened or kept before it is cut, its
@@ -316,18 +331,23 @@ class Hold:  # no dataclass: to import those takes as long as all the rest, and 
         os.pwrite(self.fd, text.ljust(length, b"\n"), 0)
         if length > len(text):
             os.ftruncate(self.fd, len(text))
+        if self._kind == _LENT:
+            self._tell(_NAMED)
         self.owner = who
         self._lock_range()
         _lock(self.fd, fcntl.F_UNLCK, _PID_MAX, who.token - _PID_MAX)
-        self._tell(_DAEMON if daemon else _PLAIN)
+        self._tell(kind)
 
     def lend(self) -> None:
         """Say that a program is about to get the lock's descriptor; `name_holder` is to follow."""
         self._tell(_LENT)
 
     def _tell(self, kind: int) -> None:
-        self._kind = kind
-        self._lock_range()
+        before, self._kind = self._kind, kind
+        try:
+            self._lock_range()
+        except BlockingIOError:  # it would grow, after a start that failed, into what a reader has locked
+            self._kind = before
         _lock(self.fd, fcntl.F_UNLCK, self._end(), 0)
 
     def _lock_range(self) -> None:
@@ -382,10 +402,20 @@ def inherited() -> Iterator[None]:
         _adopting.now = False
 
 
+_daemon = 0
+
+
+def _is_daemon() -> bool:
+    """Tell whether this process is a detached daemon, and not a fork of one."""
+    return _daemon == os.getpid()
+
+
 def adopt() -> None:
-    """Make this process the holder of every lock that it was passed. Raises OSError if a file was taken away."""
+    """In a detached daemon: hold every lock that it was passed. Raises OSError if a file was taken away."""
+    global _daemon  # noqa: PLW0603 - what this process is now
+    _daemon = os.getpid()
     for hold in tuple(_holds):
-        hold.claim(daemon=True)
+        hold.claim()
 
 
 def take_back() -> None:
@@ -394,7 +424,7 @@ def take_back() -> None:
 
     for hold in tuple(_holds):
         try:
-            hold.claim(daemon=False)
+            hold.claim()
         except (OSError, LockFailed):
             hold.close()
 
@@ -452,7 +482,7 @@ def _answering(path: str) -> Iterator[None]:
 
 def keep(hold: Hold) -> None:
     """Let this process hold it until it is released, or the process ends."""
-    _set_record(hold.fd, fcntl.F_WRLCK, hold.owner)
+    hold.keep()
     _hook_fork()
     _holds.add(hold)
 

@@ -16,7 +16,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -37,6 +36,7 @@ _RESET: Final = frozenset(map(int, signal.valid_signals())) - {signal.SIGKILL, s
 # Python ignores SIGPIPE and SIGXFSZ, and Popen sets them back; 32 and 33 are the C library's own, which posix_spawn(3)
 # leaves ignored in every program that it starts: all that make(1) runs, for one.
 _NOT_ODD: Final = 1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1 | 1 << 32 - 1 | 1 << 33 - 1
+_CLOSE_FROM: Final = getattr(os, "POSIX_SPAWN_CLOSEFROM", None)  # Python 3.13
 _SHEBANG: Final = 256  # bytes of a script's first line that the kernel reads: execve(2)
 
 
@@ -303,9 +303,7 @@ def _pipe(name: str) -> tuple[int, IO[bytes]]:
 def _start(plan: _Plan, started: list[int], program: str | bytes) -> None:
     """Start the program, and put its pid in `started` in the same moment."""
     try:
-        # With other threads: what they open between the look at the descriptors and the start would be passed on.
-        by_popen = plan.cwd is not None or plan.umask >= 0 or plan.owner or threading.active_count() > 1
-        if by_popen or not _spawn(plan, started):
+        if plan.cwd is not None or plan.umask >= 0 or plan.owner or not _spawn(plan, started):
             (_popen_clean if _has_odd_signals() else _popen)(plan, started)
     except OSError as error:
         if error.filename is not None and error.filename in {plan.cwd, sys.executable}:
@@ -317,8 +315,11 @@ def _spawn(plan: _Plan, started: list[int]) -> bool:
     """Start it by posix_spawn(3); return False where that can't be told which descriptors to pass."""
     actions: list[tuple[int, ...]] = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(plan.streams)]
     actions += [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in plan.keep]  # which makes it inheritable, in the child alone
-    handed = _stdio.inherited_descriptors(copies=False) - plan.keep
-    actions += [(os.POSIX_SPAWN_CLOSE, fd) for fd in handed]
+    if plan.keep or _CLOSE_FROM is None:
+        handed = _stdio.inherited_descriptors(copies=False) - plan.keep
+        actions += [(os.POSIX_SPAWN_CLOSE, fd) for fd in handed]
+    if _CLOSE_FROM is not None:  # also what another thread has opened since
+        actions.append((_CLOSE_FROM, max(plan.keep, default=2) + 1))
     start = partial(
         os.posix_spawn,
         file_actions=actions,

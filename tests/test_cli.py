@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import logging
 import os
 import re
 import select
@@ -20,8 +22,8 @@ import pytest
 from harness import PATIENCE, Terminal, alive, eventually, let_everybody_in
 
 import daemonkit
-from daemonkit import cli
-from daemonkit.cli import _app, _parser
+from daemonkit import _pump, cli
+from daemonkit.cli import _app, _keep, _parser
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -1075,3 +1077,34 @@ def test_a_foreground_app_under_nohup_outlives_its_terminal(shell: Shell) -> Non
     os.kill(terminal.pid, signal.SIGTERM)
     assert os.waitstatus_to_exitcode(os.waitpid(terminal.pid, 0)[1]) == 0
     assert "SIGKILL" not in log.read_text()
+
+
+def test_a_full_disk_that_cuts_a_line_short_lets_nobody_wait_and_splits_nobodys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(tmp_path / "log")
+    log, handler = _pump.Log(path, 10_000, 5, None, None), _keep.LogHandler(path)
+    pump = _pump.Pump(log, shared=True)
+    real, calls = os.write, iter(range(1000))
+
+    def write(fd: int, data: bytes) -> int:
+        if fd == log.fd and next(calls) % 2:
+            raise OSError(errno.ENOSPC, "no room")
+        return real(fd, bytes(data)[: 3 if fd == log.fd else None])
+
+    def say(text: str) -> None:
+        handler.emit(logging.LogRecord("daemonkit", logging.INFO, "", 0, text, (), None))
+
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    monkeypatch.setattr(os, "write", write)
+    say("cut short")
+    assert (tmp_path / "log").read_text() == "cut" and log.held_by is None
+    real(pump.writer, b"an instance's\n")
+    assert not pump.pump() and log.held_by is pump
+    say("kept")
+    monkeypatch.setattr(os, "write", real)
+    pump.pump()
+    say("after that")
+    assert (tmp_path / "log").read_text() == "cutan instance's\nkept\nafter that\n"
+    pump.close()
+    log.close()

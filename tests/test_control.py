@@ -509,3 +509,17 @@ def test_the_start_is_the_same_each_time_it_is_read(tmp_path: Path) -> None:
         starts = {status.started for _ in range(2000)}
         starts |= {daemonkit.status(tmp_path / "app.pid").started for _ in range(2000)}
     assert len(starts) == 1
+
+
+def test_stop_kills_the_children_of_a_daemon_that_takes_its_pidfile_in_the_body(tmp_path: Path) -> None:
+    body = """
+        import subprocess
+        with daemonkit.detached(working_directory="."), daemonkit.PidFile("app.pid"):
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            report(child=subprocess.Popen(["sleep", "1000"]).pid)
+            wait()
+    """
+    run(tmp_path, body)
+    facts = reported(tmp_path)
+    assert daemonkit.stop(tmp_path / "app.pid", timeout=0.2) is False
+    eventually(lambda: not alive(facts["child"]))

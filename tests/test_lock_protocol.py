@@ -45,7 +45,7 @@ FLOCK: Final = struct.Struct("hhqqi")
 UNTIL_IT_HOLDS: Final = 0  # as a number of system calls
 AFTER_ITS_FORK: Final = -1  # as a moment to be killed
 HOLDER_RANGE: Final = 1 << 22  # offsets from here on are the holder's, for life
-HERE: Final = (1 << 62) + 4 + (_process.place() << 2)  # ... to here, by a holder of these namespaces
+HERE: Final = (1 << 62) + 5 + (_process.place() << 3)  # ... to here, by a holder of these namespaces
 DEAD: Final = Identity(4000, 3)
 FOREIGN: Final = Identity(4100, 4)
 

@@ -487,7 +487,7 @@ def test_a_readers_lock_wherever_it_can_get_one_deceives_nobody(public: Path) ->
     lock = PidFile(public / "pid")
     lock.acquire()
     pid, started = _process.identity()
-    end = (1 << 62) + 4 + (_process.place() << 2)
+    end = (1 << 62) + 5 + (_process.place() << 3)
     program = harness.write(
         public,
         ORDINARY
@@ -1111,3 +1111,70 @@ def test_a_signal_handler_that_raises_leaves_no_lock_behind(
     program = program.replace("LONGEST", str(longest)).replace("TRIES", str(tries))
     done = run(tmp_path, "    import random\n" + program)
     assert done.stdout.startswith("True True "), (done.stdout, done.stderr)
+
+
+@pytest.mark.parametrize("calls", range(7))
+def test_a_launcher_that_is_killed_as_it_hands_the_lock_over_leaves_it_with_the_program_alone(
+    tmp_path: Path, calls: int
+) -> None:
+    """Not with nobody, and not with what the program starts."""
+    program = """
+        from daemonkit import _pidfile
+        hand_over, lock = _pidfile.Hold.name_holder, _pidfile._lock
+
+        def counted(*args):
+            global left
+            lock(*args)
+            left -= 1
+            if left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def killed(self, *args):
+            global left
+            left = CALLS
+            _pidfile._lock = counted
+            hand_over(self, *args)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        _pidfile.Hold.name_holder = killed
+        daemonkit.spawn_detached(["sh", "-c", "sleep 1000 & echo $$ $! > pids; exec sleep 999"], pidfile="app.pid")
+    """
+    assert run(tmp_path, program.replace("CALLS", str(calls))).returncode == -signal.SIGKILL
+    main, child = map(int, eventually(lambda: (text := (tmp_path / "pids")).exists() and text.read_text().split()))
+    lock = PidFile(tmp_path / "app.pid")
+    assert lock.read_pid() == main
+    with pytest.raises(AlreadyRunningError):
+        lock.acquire()
+    os.kill(main, signal.SIGKILL)
+    eventually(lambda: lock.read_pid() != main)
+    assert lock.read_pid() is None
+    os.kill(child, signal.SIGKILL)
+
+
+def test_who_locks_what_is_behind_the_lock_takes_it_from_nobody(tmp_path: Path) -> None:
+    done = run(
+        tmp_path,
+        """
+        import fcntl, struct, subprocess
+        from daemonkit import _pidfile, _process
+        lock = daemonkit.PidFile("app.pid")
+        lock.acquire()
+        behind = _pidfile._END + (_process.place() << _pidfile._PLACE_SHIFT)
+        code = f'''if True:
+            import fcntl, struct, sys
+            file = open("app.pid")
+            fcntl.fcntl(file, fcntl.F_OFD_SETLK, struct.pack("hhqqi", fcntl.F_RDLCK, 0, {behind + _pidfile._DAEMON}, 0, 0))
+            print(flush=True)
+            sys.stdin.read()
+        '''
+        try:
+            with daemonkit.detached(wait_ready=True, working_directory="."):
+                reader = subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, start_new_session=True)
+                reader.stdout.readline()
+                os.dup2(reader.stdin.fileno(), 99)
+                raise ValueError
+        except daemonkit.StartError:
+            print(lock.i_am_locking(), lock.read_pid() == os.getpid())
+    """,
+    )
+    assert done.stdout == "True True\n", done

@@ -105,12 +105,17 @@ class LogHandler(logging.Handler):
         """Open nothing yet."""
         super().__init__()
         self._path = path
+        self._pending = b""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a line."""
+        """Write a line, or keep it for later, where a full disk has cut short what another has to write."""
+        self._pending += f"{self.format(record)}\n".encode(errors="backslashreplace")
+        log = _pump.log_at(self._path)
+        if log and log.held_by:
+            return
+        data, self._pending = self._pending, b""
         try:
-            data = f"{self.format(record)}\n".encode(errors="backslashreplace")
-            if log := _pump.log_at(self._path):
+            if log:
                 while data:
                     data = data[log.write(data, self) :]
             else:  # before and after
@@ -118,6 +123,8 @@ class LogHandler(logging.Handler):
                     file.write(data)
         except OSError:
             self.handleError(record)
+            if log:
+                log.held_by = None  # the rest of this line is lost, and nobody is to wait for it
 
 
 def run(
