@@ -11,7 +11,7 @@ import signal
 import sys
 import traceback
 
-from daemonkit import _marks, _process, _stdio, _users
+from daemonkit import _process, _stdio, _users
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,10 +23,8 @@ if TYPE_CHECKING:
 _LISTEN_START: Final = 3  # sd_listen_fds(3)
 
 
-def become(  # noqa: PLR0913, PLR0917 - what differs from run to run
-    settings: Settings, index: int, number: int, address: bytes | str, parent: int, own: Iterable[int]
-) -> NoReturn:
-    """Become run `number` of an instance, unless the parent is gone; `own` is what the worker has open for itself."""
+def become(settings: Settings, index: int, address: bytes | str, parent: int, own: Iterable[int]) -> NoReturn:
+    """Become a run of an instance, unless the parent is gone; `own` is what the worker has open for itself."""
     try:
         os.setsid()
         _open_streams(settings, index)
@@ -41,7 +39,7 @@ def become(  # noqa: PLR0913, PLR0917 - what differs from run to run
             os.umask(settings.umask)
         if settings.cwd is not None:
             os.chdir(settings.cwd)
-        _set_limits(settings, number)
+        resource.setrlimit(resource.RLIMIT_NOFILE, settings.nofile)
         if settings.owner:
             _users.change_owner(settings.owner)
         _process.die_with_parent()  # after the change of user, which would undo it: prctl(2)
@@ -104,11 +102,6 @@ def _pass_sockets(fds: tuple[int, ...], own: frozenset[int]) -> None:
         os.close(fd)
     for fd in own.difference(range(_LISTEN_START, _LISTEN_START + len(fds))):
         os.close(fd)
-
-
-def _set_limits(settings: Settings, number: int) -> None:
-    resource.setrlimit(resource.RLIMIT_NOFILE, settings.nofile)
-    _marks.put(settings.mark + number)  # where it can't be, its session tells whose it is
 
 
 def _call(target: Callable[[], object], environment: dict[bytes, bytes]) -> NoReturn:

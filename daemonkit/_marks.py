@@ -36,7 +36,7 @@ def base() -> int:
 
 
 def put(mark: int) -> None:
-    """Mark this process, and all that it will start; not where the hard limit is too low."""
+    """Mark this process, and all that it will start; not where the hard limit is too low: sessions tell then."""
     with contextlib.suppress(OSError, ValueError):
         hard = resource.getrlimit(resource.RLIMIT_RTTIME)[1]
         resource.setrlimit(resource.RLIMIT_RTTIME, (mark, hard))

@@ -197,7 +197,9 @@ class Worker:
         notify = None
         try:
             notify = self._notify_socket()
-            pid = _fork.fork_child(lambda: self._become(instance.index, number, notify))
+            # Put on this process, it is there from the fork on: there is no moment at which nobody knows whose it is.
+            _marks.put(self.settings.mark + number)
+            pid = _fork.fork_child(lambda: self._become(instance.index, notify))
         except OSError as error:
             if notify:
                 notify.close()
@@ -216,13 +218,13 @@ class Worker:
         instance.started(run)
         self._emit("start", run)
 
-    def _become(self, index: int, number: int, notify: socket.socket | None) -> NoReturn:
+    def _become(self, index: int, notify: socket.socket | None) -> NoReturn:
         own: set[int] = set()
         if self.settings.target:  # an exec closes them
             own = {self.epoll.fileno(), self.guardian, *self.settings.pipes.values(), *self.notify}
             own |= {end.fileno() for end in (self.control, *self.bell, notify) if end}
             own |= {stream.fd for stream in self.settings.streams if stream.fd is not None and stream.fd > 2}
-        _instance.become(self.settings, index, number, notify.getsockname() if notify else b"", self.pid, own)
+        _instance.become(self.settings, index, notify.getsockname() if notify else b"", self.pid, own)
 
     def _notify_socket(self) -> socket.socket | None:
         rules = self.settings.rules

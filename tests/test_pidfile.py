@@ -1081,7 +1081,7 @@ INTERRUPTED = """
             hits += 1
         signal.setitimer(signal.ITIMER_REAL, 0)
         AFTER
-    print(hits > 20, open_now() - before < 5, open_now() - before)
+    print(hits > 20, open_now() - before < hits / 5, hits, open_now() - before)
 """
 
 
