@@ -370,6 +370,7 @@ def test_logs_shows_the_last_lines(shell: Shell) -> None:
 
 def test_logs_shows_the_end_of_a_long_log_of_any_bytes(shell: Shell) -> None:
     shell.start("web")
+    eventually(lambda: "is up" in (shell.home / "web.log").read_text())  # the last that it has to say
     lines = [b"%06d %s" % (number, b"\xff" * (number % 300)) for number in range(5000)]
     for end in (b"", b"\n"):
         (shell.home / "web.log").write_bytes(b"\n".join(lines) + end)

@@ -1071,7 +1071,7 @@ INTERRUPTED = """
     with daemonkit.PidFile("warm.pid"):
         pass
     daemonkit.spawn_detached(["true"], pidfile="warm.pid").wait()
-    chance, before, hits = random.Random(7), open_now(), 0
+    chance, before, hits, lock, p = random.Random(7), open_now(), 0, None, None
     for _ in range(TRIES):
         try:
             signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-5, LONGEST))
@@ -1090,12 +1090,12 @@ INTERRUPTED = """
     [
         (
             'lock = daemonkit.PidFile("app.pid"); lock.acquire()',
-            'lock.i_am_locking() and lock.release(); assert not os.path.exists("app.pid")',
+            'lock and lock.i_am_locking() and lock.release(); assert not os.path.exists("app.pid")',
             4e-4,
             2000,
         ),
         (
-            'p = None; p = daemonkit.spawn_detached(["sleep", "9"], pidfile="app.pid")',
+            'p = daemonkit.spawn_detached(["sleep", "9"], pidfile="app.pid")',
             'p and (p.kill(), p.wait()); p = None; assert not daemonkit.status("app.pid")',
             4e-3,
             150,
