@@ -40,6 +40,7 @@ _FAILED: Final = b"F"
 _ABORT: Final = b"A"
 _GRACE: Final = 1.0  # seconds from SIGTERM to SIGKILL for a start that is called off
 _LONGEST: Final = 3600.0  # seconds for one poll(2), whose milliseconds are an int
+_LOOK: Final = 0.5  # seconds until a handler runs whose signal came after Python had looked and before poll(2) began
 _BUFFER: Final = 1 << 16
 
 
@@ -142,14 +143,17 @@ def _fork() -> int:
         raise OSError(error.errno, text) from error
 
 
-def _wait(ends: Iterable[int | socket.socket], deadline: float | None) -> set[int]:
-    """Return the descriptors that have something to read, none of them once the deadline has passed."""
+def _wait(ends: Iterable[int | socket.socket], deadline: float | None, longest: float = _LONGEST) -> set[int]:
+    """Return the descriptors that have something to read, none of them once the deadline has passed.
+
+    `longest` is the most that it waits at a time, in seconds.
+    """
     poll = select.poll()
     for end in ends:
         poll.register(end, select.POLLIN)
     while True:
-        left = _LONGEST if deadline is None else max(deadline - time.monotonic(), 0)
-        ready = poll.poll(min(left, _LONGEST) * 1000)
+        left = longest if deadline is None else max(deadline - time.monotonic(), 0)
+        ready = poll.poll(min(left, longest) * 1000)
         if ready or left == 0:
             return {fd for fd, _ in ready}
 
@@ -191,7 +195,7 @@ def _read_verdict(
         try:
             if mask is not None:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            ready = _wait(ends, deadline)
+            ready = _wait(ends, deadline, _LONGEST if mask is None else _LOOK)
         finally:
             signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         if not ready:

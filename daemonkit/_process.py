@@ -153,9 +153,15 @@ _SAME: Final = 0.005  # seconds
 def wall_clock(started: int) -> float:
     """Turn clock ticks since boot into seconds since the epoch, by today's clock: the same until that is set."""
     global _booted  # noqa: PLW0603 - two clocks are never read at once
-    booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
-    if not abs(booted - _booted) < _SAME:
-        _booted = booted
+    before = after = -math.inf
+    while not after - before < _SAME:  # again, if this process had to wait in between
+        before, now, after = (
+            time.clock_gettime(time.CLOCK_BOOTTIME),
+            time.time(),
+            time.clock_gettime(time.CLOCK_BOOTTIME),
+        )
+    if not abs(now - after - _booted) < 2 * _SAME:
+        _booted = now - after
     return _booted + started / _HZ
 
 

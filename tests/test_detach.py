@@ -618,6 +618,40 @@ def test_an_exception_in_the_waiting_caller_ends_the_daemon(tmp_path: Path, numb
     assert not harness.alive(daemon)
 
 
+def test_a_handler_whose_signal_did_not_interrupt_the_waiting_caller_runs_too(tmp_path: Path) -> None:
+    """As where it comes in the moment before poll(2) begins; here another thread gets it, and this one waits on."""
+    program = harness.write(
+        tmp_path,
+        """
+        import warnings
+        class Enough(Exception): pass
+        def enough(*_): raise Enough
+        signal.signal(signal.SIGUSR1, enough)
+        ready = threading.Event()
+        def other():
+            ready.set()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
+            time.sleep(1000)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+        threading.Thread(target=other, daemon=True).start()
+        ready.wait()
+        warnings.simplefilter("ignore")
+        try:
+            with daemonkit.detached(pidfile="pid", wait_ready=True, working_directory="."):
+                report()
+                wait()
+        except Enough:
+            print(os.path.exists("pid"), flush=True)
+        os._exit(0)
+    """,
+    )
+    with subprocess.Popen([sys.executable, program], cwd=tmp_path, stdout=subprocess.PIPE, text=True) as caller:
+        daemon = reported(tmp_path)["pid"]
+        caller.send_signal(signal.SIGUSR1)
+        assert caller.stdout and caller.stdout.read() == "False\n"
+    assert not harness.alive(daemon)
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP, signal.SIGTERM])
 def test_a_start_goes_on_without_a_caller_that_is_killed(tmp_path: Path, number: int) -> None:
     program = harness.write(
