@@ -101,9 +101,9 @@ def stop(
     """End the process that holds the pidfile; return once it is gone and the file is free.
 
     It is sent `signal`, and after `timeout` seconds (None: never) SIGKILL, with its process group if that is its own:
-    if it leads it, or was detached by `detached`. Returns True
-    if it ended on request, False if it was killed. Raises NotRunningError if nothing ran, PermissionError if it
-    belongs to another user, StopTimeoutError with `kill=False`, when it goes on running.
+    if it leads it, or was detached by `detached`. Returns True if it ended on request, False if it was killed. Raises
+    NotRunningError if nothing ran, PermissionError if it belongs to another user, StopTimeoutError with `kill=False`,
+    when it goes on running.
 
     >>> daemonkit.spawn_detached(["sleep", "60"], pidfile="b.pid").running
     True

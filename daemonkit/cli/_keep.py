@@ -69,6 +69,8 @@ class Journal:
 
     def _ended(self, one: dict[str, Any], event: Event) -> None:
         lived = event.time - self._begun.pop(event.pid, event.time)
+        silent = event.pid in self._silent
+        self._silent.discard(event.pid)  # the number may be given out again
         one["runs"] = [pid for pid in one["runs"] if pid != event.pid]
         good = event.pid in one["up"] or (event.exitcode in self._wished and not self._must_say_so)
         if event.pid in one["up"]:
@@ -81,7 +83,7 @@ class Journal:
             code = event.exitcode or 0
             how = f"with status {code}" if code >= 0 else f"by {_process.signal_name(-code)}"
             self.failure = f"instance {event.instance} ended {how} before it was up"
-            if event.pid in self._silent:
+            if silent:
                 self.failure = f"instance {event.instance} did not send WATCHDOG=1 in time"
             elif lived >= self._timeout:
                 self.failure = f"instance {event.instance} was not ready within {self._timeout:g} s"
