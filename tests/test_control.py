@@ -516,6 +516,7 @@ def test_stop_kills_the_children_of_a_daemon_that_takes_its_pidfile_in_the_body(
         import subprocess
         with daemonkit.detached(working_directory="."), daemonkit.PidFile("app.pid"):
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            open("app.pid").close()  # which drops a record lock: the other one is to tell the same
             report(child=subprocess.Popen(["sleep", "1000"]).pid)
             wait()
     """
