@@ -354,7 +354,8 @@ def test_two_that_stop_the_same_are_both_told_the_truth(tmp_path: Path) -> None:
     code = f"import daemonkit; print(daemonkit.stop({str(tmp_path / 'app.pid')!r}))"
     both = [subprocess.Popen([sys.executable, "-c", code], stdout=-1, stderr=-1, text=True) for _ in range(2)]
     results = [process.communicate(timeout=PATIENCE) for process in both]
-    assert ended(pid) == 0
+    # The later SIGTERM may find a Python that is at its very end and has put its handlers back.
+    assert ended(pid) in (0, -signal.SIGTERM) and not (tmp_path / "app.pid").exists()
     assert {"True\n"} <= {out for out, _ in results}
     assert all(out == "True\n" or "NotRunningError" in err for out, err in results)
 
