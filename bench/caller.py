@@ -40,16 +40,17 @@ def _done() -> None:
 
 
 def _daemonkit() -> Callable[[], None]:
-    from daemonkit import _fork, detached
+    from daemonkit import detached
+    from daemonkit._detach import handshake
 
-    wait = _fork._read_verdict  # noqa: SLF001 - when it returns the caller knows
+    wait = handshake._read_verdict  # noqa: SLF001 - when it returns the caller knows
 
     def wait_and_tell(*arguments: Any) -> bool:
         in_time = wait(*arguments)
         _done()
         return in_time
 
-    _fork._read_verdict = wait_and_tell  # noqa: SLF001
+    handshake._read_verdict = wait_and_tell  # noqa: SLF001
 
     def start() -> None:
         with detached(detach_process=True, pidfile=PIDFILE):

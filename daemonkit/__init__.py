@@ -8,11 +8,10 @@ if TYPE_CHECKING:
     from daemonkit._constants import DEVNULL, INHERIT, PIPE, STDOUT
     from daemonkit._control import Status, attach, send_signal, status, stop
     from daemonkit._detach import DetachedContext, detached
-    from daemonkit._handle import DetachedProcess
-    from daemonkit._lock import PidFile
-    from daemonkit._policy import Backoff
+    from daemonkit._pidfile.pidfile import PidFile
     from daemonkit._spawn import spawn_detached
-    from daemonkit._supervise import Event, InstanceRecord, Summary, supervise
+    from daemonkit._supervise import Backoff, Event, InstanceRecord, Summary, supervise
+    from daemonkit._system.handle import DetachedProcess
     from daemonkit.errors import (
         AlreadyRunningError,
         DaemonkitError,
@@ -55,9 +54,9 @@ __all__ = [
 _HOME = {
     "DetachedContext": "_detach",
     "detached": "_detach",
-    "DetachedProcess": "_handle",
-    "PidFile": "_lock",
-    "Backoff": "_policy",
+    "DetachedProcess": "_system.handle",
+    "PidFile": "_pidfile.pidfile",
+    "Backoff": "_supervise",
     "Event": "_supervise",
     "InstanceRecord": "_supervise",
     "Status": "_control",
@@ -90,7 +89,7 @@ if not TYPE_CHECKING:  # or every misspelt name would be an object to type check
 
             if hasattr(os, "fork"):
                 raise
-            from daemonkit._elsewhere import unavailable
+            from daemonkit._system.elsewhere import unavailable
 
             value = unavailable(name, error)
         globals()[name] = value

@@ -12,17 +12,19 @@ import signal as _signal
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from daemonkit import _pidfile, _process
-from daemonkit._handle import DetachedProcess
-from daemonkit._lock import PidFile
+from daemonkit._pidfile.holder import find_holder
+from daemonkit._pidfile.pidfile import PidFile
+from daemonkit._system.check import check_seconds
+from daemonkit._system.handle import DetachedProcess
+from daemonkit._system.process import wall_clock
 from daemonkit.errors import NotRunningError, StopTimeoutError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-    from daemonkit._pidfile import Holder
-    from daemonkit._stdio import Path
+    from daemonkit._pidfile.holder import Holder
+    from daemonkit._system.streams import Path
 
 _AFTER_KILL: Final = 10.0  # seconds; only a process that hangs in the kernel takes longer to die
 
@@ -46,7 +48,7 @@ class Status:
     @property
     def started(self) -> datetime | None:
         """When the holder started, by today's clock, in UTC; None if nothing runs, or where /proc hides it."""
-        return datetime.fromtimestamp(_process.wall_clock(self._ticks), UTC) if self._ticks else None
+        return datetime.fromtimestamp(wall_clock(self._ticks), UTC) if self._ticks else None
 
     def __bool__(self) -> bool:
         """Whether it was held."""
@@ -63,7 +65,7 @@ def status(pidfile: Path | PidFile) -> Status:
     Reads only, and disturbs nobody who starts or stops. A file that another tool wrote, naming a live process that
     started before, counts as held. Raises OSError for what can't be a pidfile, with the path.
     """
-    holder = _pidfile.find_holder(_path(pidfile))
+    holder = find_holder(_path(pidfile))
     return Status(running=True, pid=holder.pid, _ticks=holder.started) if holder else Status(running=False, pid=None)
 
 
@@ -82,7 +84,7 @@ def attach(pidfile: Path | PidFile) -> DetachedProcess:
         except ProcessLookupError:  # it ended in between
             continue
         # If the same process still holds it, it lived all the while, and its number was its own.
-        if _pidfile.find_holder(path) == holder:
+        if find_holder(path) == holder:
             return DetachedProcess(holder.pid, pidfd, path, child=False, daemon=holder.daemon)
         os.close(pidfd)
 
@@ -110,7 +112,7 @@ def stop(
     >>> daemonkit.stop("b.pid")
     True
     """
-    _process.check_seconds("timeout", timeout)
+    check_seconds("timeout", timeout)
     if not isinstance(kill, bool):
         raise TypeError(f"kill: True or False, not {kill!r}")
     process = attach(pidfile)
@@ -141,7 +143,7 @@ def _path(pidfile: Path | PidFile) -> str:
 
 
 def _holder(path: str) -> Holder:
-    holder = _pidfile.find_holder(path)
+    holder = find_holder(path)
     if holder is None:
         raise NotRunningError(f"nothing holds {path}, so nothing of it runs", path=path)
     if not holder.ours:

@@ -22,7 +22,8 @@ import pytest
 from harness import PATIENCE, Terminal, alive, eventually, let_everybody_in
 
 import daemonkit
-from daemonkit import _pump, cli
+from daemonkit import cli
+from daemonkit._supervise import pump as pump_module
 from daemonkit.cli import _app, _keep, _parser
 
 if TYPE_CHECKING:
@@ -1084,8 +1085,8 @@ def test_a_full_disk_that_cuts_a_line_short_lets_nobody_wait_and_splits_nobodys(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = str(tmp_path / "log")
-    log, handler = _pump.Log(path, 10_000, 5, None, None), _keep.LogHandler(path)
-    pump = _pump.Pump(log, shared=True)
+    log, handler = pump_module.Log(path, 10_000, 5, None, None), _keep.LogHandler(path)
+    pump = pump_module.Pump(log, shared=True)
     real, calls = os.write, iter(range(1000))
 
     def write(fd: int, data: bytes) -> int:

@@ -1003,7 +1003,7 @@ def test_an_exception_at_the_moment_of_success_does_not_take_the_start_back(tmp_
     done = run(
         tmp_path,
         f"""
-        from daemonkit import _fork
+        from daemonkit._detach import handshake
         real_waitpid, real_recv = os.waitpid, socket.socket.recv
         caller = os.getpid()
         def waitpid(*args):
@@ -1016,10 +1016,10 @@ def test_an_exception_at_the_moment_of_success_does_not_take_the_start_back(tmp_
                 if os.getpid() == caller and part: signal.raise_signal(signal.SIGINT)
                 return part
         if {moment!r} == "waitpid":
-            _fork.os = type("os", (), {{**vars(os), "waitpid": staticmethod(waitpid)}})
+            handshake.os = type("os", (), {{**vars(os), "waitpid": staticmethod(waitpid)}})
         else:
             pair = socket.socketpair
-            _fork._socketpair = lambda: tuple(Interrupted(fileno=end.detach()) for end in pair())
+            handshake._socketpair = lambda: tuple(Interrupted(fileno=end.detach()) for end in pair())
         with daemonkit.detached(pidfile="pid", working_directory="."):
             report()
             wait()
@@ -1104,8 +1104,8 @@ def test_a_start_does_not_wait_for_a_stray_fork_that_has_its_socket_open(tmp_pat
     done = run(
         tmp_path,
         """
-        from daemonkit import _fork
-        real, made = _fork._socketpair, []
+        from daemonkit._detach import handshake
+        real, made = handshake._socketpair, []
         def with_stray():
             made.append(pair := real())
             if len(made) == 3 and os.fork() == 0:
@@ -1113,7 +1113,7 @@ def test_a_start_does_not_wait_for_a_stray_fork_that_has_its_socket_open(tmp_pat
                 report("stray")
                 wait()
             return pair
-        _fork._socketpair = with_stray
+        handshake._socketpair = with_stray
         with daemonkit.detached(working_directory="."):
             report()
             wait()

@@ -121,7 +121,17 @@ def test_what_a_transcript_shows_is_what_a_shell_shows(tmp_path: Path, page: Pat
 
 
 @pytest.mark.parametrize(
-    "name", ["_control", "_detach", "_handle", "_lock", "_policy", "_spawn", "_supervise", "errors"]
+    "name",
+    [
+        "_control",
+        "_detach.context",
+        "_system.handle",
+        "_pidfile.pidfile",
+        "_supervise.policy",
+        "_spawn.spawn",
+        "_supervise.supervise",
+        "errors",
+    ],
 )
 def test_examples_in_docstrings(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -460,17 +460,17 @@ def test_an_end_just_after_the_look_for_a_status_is_reaped_too(tmp_path: Path) -
     call(
         tmp_path,
         """
-        from daemonkit import _process
-        real = _process.has_ended
+        from daemonkit._system import handle
+        real = handle.has_ended
         def ends_just_now(pidfd):
             if state(p.pid) not in ("", "Z"):
                 os.kill(p.pid, signal.SIGKILL)
                 until(lambda: state(p.pid) == "Z")
             return real(pidfd)
         p = spawn(SLEEP)
-        _process.has_ended = ends_just_now
+        handle.has_ended = ends_just_now
         first = p.poll()
-        _process.has_ended = real
+        handle.has_ended = real
         if state(p.pid) not in ("", "Z"): p.kill()
         assert first in (None, -9) and p.wait() == -9
         pid = p.pid

@@ -26,8 +26,11 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from daemonkit import AlreadyRunningError, PidFile, _pidfile, _process
-from daemonkit._process import Identity
+from daemonkit import AlreadyRunningError, PidFile
+from daemonkit._pidfile import hold as hold_module
+from daemonkit._pidfile import holder as holder_module
+from daemonkit._pidfile import ranges
+from daemonkit._system.process import Identity, namespace_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -45,7 +48,7 @@ FLOCK: Final = struct.Struct("hhqqi")
 UNTIL_IT_HOLDS: Final = 0  # as a number of system calls
 AFTER_ITS_FORK: Final = -1  # as a moment to be killed
 HOLDER_RANGE: Final = 1 << 22  # offsets from here on are the holder's, for life
-HERE: Final = (1 << 62) + 5 + (_process.place() << 3)  # ... to here, by a holder of these namespaces
+HERE: Final = (1 << 62) + 5 + (namespace_id() << 3)  # ... to here, by a holder of these namespaces
 DEAD: Final = Identity(4000, 3)
 FOREIGN: Final = Identity(4100, 4)
 
@@ -152,7 +155,7 @@ class Contender:
     orphan: bool = False
     unprivileged: bool = False
     parent: Contender | None = None
-    holds: set[_pidfile.Hold] = field(default_factory=set)
+    holds: set[hold_module.Hold] = field(default_factory=set)
     calls: int = 0
     dead: bool = False
     finished: bool = False
@@ -252,7 +255,7 @@ def breaker(me: Contender) -> None:
 def reader(me: Contender) -> None:
     for _ in range(2):
         me.seen, me.steady = me.world.published(), me.world.holding()
-        holder = _pidfile.find_holder(str(me.world.path))
+        holder = holder_module.find_holder(str(me.world.path))
         if holder and holder.pid not in me.seen:
             raise BrokenPromiseError(f"read {holder.pid}, not one of {me.seen}")
         if me.steady and not (holder and holder.pid in me.steady.pids and holder.ours):
@@ -268,7 +271,7 @@ def launcher(me: Contender) -> None:
         return
     me.believes = True
     me.pause()
-    with _pidfile.inherited():
+    with hold_module.locks_inherited():
         child = me.world.fork(me)
     if me.dies == AFTER_ITS_FORK:
         me.world.end(me)
@@ -278,7 +281,7 @@ def launcher(me: Contender) -> None:
     if child.started:
         me.world.end(me)
         raise Died
-    _pidfile.take_back()
+    hold_module.take_back_locks()
     me.group.handing_over = False
     me.believes = bool(me.holds)
     me.pause()
@@ -289,7 +292,7 @@ def launcher(me: Contender) -> None:
 
 def daemon(me: Contender) -> None:
     try:
-        _pidfile.adopt()
+        hold_module.adopt_locks()
     except FileNotFoundError:  # taken for stale once its parent had died, and removed: that start has failed
         for hold in tuple(me.holds):
             hold.close()
@@ -627,7 +630,7 @@ class HoldsOfEach:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._own(), name)
 
-    def __iter__(self) -> Iterator[_pidfile.Hold]:
+    def __iter__(self) -> Iterator[hold_module.Hold]:
         return iter(self._own())
 
     def __len__(self) -> int:
@@ -636,7 +639,7 @@ class HoldsOfEach:
     def __contains__(self, hold: object) -> bool:
         return hold in self._own()
 
-    def _own(self) -> set[_pidfile.Hold]:
+    def _own(self) -> set[hold_module.Hold]:
         me = current()
         assert me, "only contenders hold"
         return me.holds
@@ -648,17 +651,29 @@ def _me() -> Contender:
     return me
 
 
+def _replace(patch: pytest.MonkeyPatch, name: str, value: object) -> None:
+    """Replace a name wherever the protocol's modules have it."""
+    having = [module for module in (ranges, holder_module, hold_module) if hasattr(module, name)]
+    assert having, name
+    for module in having:
+        patch.setattr(module, name, value)
+
+
 @pytest.fixture(autouse=True)
 def _driven(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(_pidfile, "os", Proxy(os, CALLS, getpid=lambda: _me().who.pid if current() else os.getpid()))
-    monkeypatch.setattr(_pidfile, "fcntl", Proxy(fcntl, frozenset({"fcntl"})))
-    monkeypatch.setattr(_pidfile, "time", Proxy(time, frozenset(), monotonic=lambda: 0.0))  # patience never ends
-    monkeypatch.setattr(_pidfile, "_holds", HoldsOfEach())
-    monkeypatch.setattr(_pidfile, "_hook_fork", lambda: None)  # nothing forks here
-    monkeypatch.setattr(_process, "identity", lambda: _me().who)
-    monkeypatch.setattr(_process, "start_of", lambda pid: _me().world.start_of(pid))
-    monkeypatch.setattr(_process, "is_alive", lambda who: _me().world.start_of(who.pid) == who.started)
-    monkeypatch.setattr(_process, "wait_for_end", lambda _pid, _seconds: _me().wait())
+    instead = {
+        "os": Proxy(os, CALLS, getpid=lambda: _me().who.pid if current() else os.getpid()),
+        "fcntl": Proxy(fcntl, frozenset({"fcntl"})),
+        "time": Proxy(time, frozenset(), monotonic=lambda: 0.0),  # patience never ends
+        "_holds": HoldsOfEach(),
+        "_hook_fork": lambda: None,  # nothing forks here
+        "identity": lambda: _me().who,
+        "start_of": lambda pid: _me().world.start_of(pid),
+        "is_alive": lambda who: _me().world.start_of(who.pid) == who.started,
+        "wait_for_end": lambda _pid, _seconds: _me().wait(),
+    }
+    for name, value in instead.items():
+        _replace(monkeypatch, name, value)
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {max(cores)})  # one thread runs at a time: handing over to another core only takes longer
     yield
@@ -759,12 +774,12 @@ def test_a_start_that_is_killed_wholly_leaves_the_file_free_also_while_a_descend
 
 def _replace_system_call(patch: pytest.MonkeyPatch, module: str, name: str, function: Callable[..., Any]) -> None:
     """Put `function(original, *args)` in the place of a system call, inside the module under test."""
-    proxy = getattr(_pidfile, module)
+    proxy = getattr(hold_module, module)
     patch.setitem(proxy.__dict__, name, functools.partial(function, getattr(proxy, name)))
 
 
 def _removal_without_a_look_at_the_inode(patch: pytest.MonkeyPatch) -> None:
-    patch.setitem(_pidfile.os.__dict__, "path", Proxy(os.path, frozenset(), samestat=lambda _one, _other: True))
+    patch.setitem(hold_module.os.__dict__, "path", Proxy(os.path, frozenset(), samestat=lambda _one, _other: True))
 
 
 def _no_mutex(patch: pytest.MonkeyPatch) -> None:
@@ -784,7 +799,7 @@ def _a_mutex_that_never_waits(patch: pytest.MonkeyPatch) -> None:
 
 
 def _no_second_look_under_the_mutex(patch: pytest.MonkeyPatch) -> None:
-    mutex, examine = _pidfile._mutex, _pidfile._examine
+    mutex, examine = hold_module._mutex, hold_module.examine
 
     @contextlib.contextmanager
     def marked(fd: int, path: str) -> Iterator[None]:
@@ -795,12 +810,14 @@ def _no_second_look_under_the_mutex(patch: pytest.MonkeyPatch) -> None:
             finally:
                 here.inside = False
 
-    patch.setattr(_pidfile, "_mutex", marked)
-    patch.setattr(_pidfile, "_examine", lambda fd, path: None if getattr(here, "inside", False) else examine(fd, path))
+    patch.setattr(hold_module, "_mutex", marked)
+    patch.setattr(
+        hold_module, "examine", lambda fd, path: None if getattr(here, "inside", False) else examine(fd, path)
+    )
 
 
 def _a_dead_holders_lock_counts(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(_process, "is_alive", lambda _who: True)
+    _replace(patch, "is_alive", lambda _who: True)
 
 
 def _published_empty_then_locked_then_written(patch: pytest.MonkeyPatch) -> None:
@@ -814,8 +831,8 @@ def _published_locked_then_written(patch: pytest.MonkeyPatch) -> None:
 def _publish_in_order(patch: pytest.MonkeyPatch, order: tuple[str, ...]) -> None:
     """Publish a new file as ever, with its three steps in another order."""
 
-    def publish(hold: _pidfile.Hold) -> bool:
-        system, me = _pidfile.os, _process.identity()
+    def publish(hold: hold_module.Hold) -> bool:
+        system, me = hold_module.os, _me().who
         directory = system.open(hold.folder, os.O_PATH | os.O_DIRECTORY)
         fd = system.open(hold.folder, os.O_TMPFILE | os.O_RDWR, 0o644)
         hold.fds += [directory, fd]
@@ -823,7 +840,7 @@ def _publish_in_order(patch: pytest.MonkeyPatch, order: tuple[str, ...]) -> None
         hold.inode, hold.owner = (info.st_dev, info.st_ino), me
         steps: dict[str, Callable[[], Any]] = {
             "link": lambda: system.link(f"/proc/self/fd/{fd}", hold.name, dst_dir_fd=directory, follow_symlinks=True),
-            "lock": lambda: _pidfile._lock(fd, fcntl.F_WRLCK, me.token, HERE - me.token),
+            "lock": lambda: hold_module._lock(fd, fcntl.F_WRLCK, me.token, HERE - me.token),
             "write": lambda: system.write(fd, b"%d\n" % me.pid),
         }
         try:
@@ -834,20 +851,20 @@ def _publish_in_order(patch: pytest.MonkeyPatch, order: tuple[str, ...]) -> None
             return False
         return True
 
-    patch.setattr(_pidfile, "_publish", publish)
+    patch.setattr(hold_module, "_publish", publish)
 
 
 def _a_taken_name_is_replaced(patch: pytest.MonkeyPatch) -> None:
     def link(original: Callable[..., Any], *args: Any, **options: Any) -> Any:
         with contextlib.suppress(FileNotFoundError):
-            _pidfile.os.unlink(args[1], dir_fd=options["dst_dir_fd"])
+            hold_module.os.unlink(args[1], dir_fd=options["dst_dir_fd"])
         return original(*args, **options)
 
     _replace_system_call(patch, "os", "link", link)
 
 
 def _a_claim_without_a_look_at_the_inode(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(_pidfile.Hold, "is_current", lambda self: bool(self.fds))
+    patch.setattr(hold_module.Hold, "is_current", lambda self: bool(self.fds))
 
 
 def _a_claim_that_unlocks_first(patch: pytest.MonkeyPatch) -> None:
@@ -859,13 +876,13 @@ def _a_claim_that_unlocks_first(patch: pytest.MonkeyPatch) -> None:
             original(fd, fcntl.F_UNLCK, HOLDER_RANGE, 0)
         lock(fd, kind, start, length)
 
-    original = _pidfile._lock
-    patch.setattr(_pidfile, "_lock", cut_first)
+    original = hold_module._lock
+    patch.setattr(hold_module, "_lock", cut_first)
 
 
 def _a_claim_that_empties_the_file_first(patch: pytest.MonkeyPatch) -> None:
     def pwrite(original: Callable[..., int], fd: int, text: bytes, offset: int) -> int:
-        _pidfile.os.ftruncate(fd, 0)
+        hold_module.os.ftruncate(fd, 0)
         return original(fd, text, offset)
 
     _replace_system_call(patch, "os", "pwrite", pwrite)
@@ -873,10 +890,6 @@ def _a_claim_that_empties_the_file_first(patch: pytest.MonkeyPatch) -> None:
 
 def _a_claim_that_leaves_the_text(patch: pytest.MonkeyPatch) -> None:
     _replace_system_call(patch, "os", "pwrite", lambda _original, _fd, text, _offset: len(text))
-
-
-def _a_parent_that_stays_on_record(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(_pidfile, "inherited", contextlib.nullcontext)
 
 
 PLANTED: Final = {
@@ -892,7 +905,6 @@ PLANTED: Final = {
     _a_claim_that_unlocks_first: (WATCHED, "held it all along|two hold it|not one of"),
     _a_claim_that_empties_the_file_first: (HANDED_OVER, "a reader sees b''"),
     _a_claim_that_leaves_the_text: (HANDED_OVER, "a reader sees"),
-    _a_parent_that_stays_on_record: (WATCHED, "read|not one of"),
 }
 
 

@@ -24,7 +24,10 @@ import pytest
 from harness import ended, eventually, pid_in, run
 from lockfile.pidlockfile import PIDLockFile
 
-from daemonkit import AlreadyRunningError, PidFile, _pidfile, _process
+from daemonkit import AlreadyRunningError, PidFile
+from daemonkit._pidfile import hold as hold_module
+from daemonkit._pidfile.holder import find_holder
+from daemonkit._system.process import identity, namespace_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -288,7 +291,7 @@ def test_file_systems_without_unnamed_files_leave_no_debris(tmp_path: Path, monk
             raise OSError(95, "Operation not supported")
         return real(path, flags, *args, **options)
 
-    monkeypatch.setattr("daemonkit._pidfile.os.open", no_tmpfile)
+    monkeypatch.setattr("daemonkit._pidfile.hold.os.open", no_tmpfile)
     (tmp_path / "pid").write_text(f"{DEAD}\n")
     with PidFile(tmp_path / "pid") as lock:
         assert os.listdir(tmp_path) == ["pid"] and lock.read_pid() == os.getpid()
@@ -339,16 +342,16 @@ def test_a_hand_over_between_numbers_of_different_lengths(tmp_path: Path) -> Non
         def fork_as(number):
             with open("/proc/sys/kernel/ns_last_pid", "w") as last: last.write(str(number - 1))
             return os.fork()
-        from daemonkit import _pidfile
+        from daemonkit._pidfile import hold as _pidfile
         seen = set()
         for caller, heir in ((99, 1001), (3000, 70)):
             child = fork_as(caller)
             if child == 0:
                 lock = daemonkit.PidFile(f"pid{caller}"); lock.acquire()
-                with _pidfile.inherited():
+                with _pidfile.locks_inherited():
                     daemon = fork_as(heir)
                 if daemon == 0:
-                    _pidfile.adopt()
+                    _pidfile.adopt_locks()
                     text = open(f"pid{caller}").read()
                     os.write(1, f"{caller} {os.getpid()} {text!r} {daemonkit.PidFile(f'pid{caller}').read_pid()}\\n".encode())
                     os._exit(0)
@@ -486,8 +489,8 @@ def test_a_readers_lock_wherever_it_can_get_one_deceives_nobody(public: Path) ->
     """Who may only read a file may have fcntl(2) lock it for reading: all but the bytes that the holder has."""
     lock = PidFile(public / "pid")
     lock.acquire()
-    pid, started = _process.identity()
-    end = (1 << 62) + 5 + (_process.place() << 3)
+    pid, started = identity()
+    end = (1 << 62) + 5 + (namespace_id() << 3)
     program = harness.write(
         public,
         ORDINARY
@@ -495,7 +498,7 @@ def test_a_readers_lock_wherever_it_can_get_one_deceives_nobody(public: Path) ->
     import fcntl
     become_ordinary()
     file = open("pid")
-    for start, end in (0, {pid}), ({pid + 2 * started}, {_process.identity().token}), ({end}, {end + 1000}):
+    for start, end in (0, {pid}), ({pid + 2 * started}, {identity().token}), ({end}, {end + 1000}):
         fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB, end - start, start)
     print("locked", flush=True)
     sys.stdin.read()
@@ -535,7 +538,7 @@ def test_another_tool_that_locks_its_pidfile_itself_is_respected(tmp_path: Path,
             with pytest.raises(AlreadyRunningError, match="another tool's process, it seems") as caught:
                 call()
             assert caught.value.pid == tool.pid
-        holder = _pidfile.find_holder(str(tmp_path / "pid"))
+        holder = find_holder(str(tmp_path / "pid"))
         assert holder and not holder.ours  # what daemonkit has not locked it must never signal
         assert pid_in(tmp_path / "pid") == tool.pid
 
@@ -588,7 +591,7 @@ def test_a_full_disk_is_an_error_that_names_the_file_and_leaves_no_debris(tmp_pa
         tmp_path,
         f"""
         import subprocess
-        from daemonkit import _pidfile
+        from daemonkit._pidfile import hold as _pidfile
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "none", "disk"], check=True)
         if not {unnamed}:
             plain = os.open
@@ -959,11 +962,11 @@ def test_a_mutex_that_nobody_lets_go_of_is_an_error_and_no_hang(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where a process was stopped in those few calls."""
-    monkeypatch.setattr(_pidfile, "_MUTEX_PATIENCE", 0.05)
+    monkeypatch.setattr(hold_module, "_MUTEX_PATIENCE", 0.05)
     path = tmp_path / "pid"
     path.write_text(f"{DEAD}\n")
     with path.open("r+") as left_open:
-        _pidfile._lock(left_open.fileno(), __import__("fcntl").F_WRLCK, 0, 1)
+        hold_module._lock(left_open.fileno(), __import__("fcntl").F_WRLCK, 0, 1)
         with pytest.raises(lockfile.LockFailed, match="another process keeps it locked"):
             PidFile(path).acquire()
         assert path.read_text() == f"{DEAD}\n"
@@ -1119,7 +1122,7 @@ def test_a_launcher_that_is_killed_as_it_hands_the_lock_over_leaves_it_with_the_
 ) -> None:
     """Not with nobody, and not with what the program starts."""
     program = """
-        from daemonkit import _pidfile
+        from daemonkit._pidfile import hold as _pidfile
         hand_over, lock = _pidfile.Hold.name_holder, _pidfile._lock
 
         def counted(*args):
@@ -1156,14 +1159,15 @@ def test_who_locks_what_is_behind_the_lock_takes_it_from_nobody(tmp_path: Path) 
         tmp_path,
         """
         import fcntl, struct, subprocess
-        from daemonkit import _pidfile, _process
+        from daemonkit._pidfile import ranges
+        from daemonkit._system.process import namespace_id
         lock = daemonkit.PidFile("app.pid")
         lock.acquire()
-        behind = _pidfile._END + (_process.place() << _pidfile._PLACE_SHIFT)
+        behind = ranges.END + (namespace_id() << ranges.NAMESPACE_SHIFT)
         code = f'''if True:
             import fcntl, struct, sys
             file = open("app.pid")
-            fcntl.fcntl(file, fcntl.F_OFD_SETLK, struct.pack("hhqqi", fcntl.F_RDLCK, 0, {behind + _pidfile._DAEMON}, 0, 0))
+            fcntl.fcntl(file, fcntl.F_OFD_SETLK, struct.pack("hhqqi", fcntl.F_RDLCK, 0, {behind + ranges.DAEMON}, 0, 0))
             print(flush=True)
             sys.stdin.read()
         '''

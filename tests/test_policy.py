@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from daemonkit._policy import FINAL, Backoff, Instance, Rules, Run
+from daemonkit._supervise.policy import FINAL, Backoff, Instance, Rules, Run
 
 
 class World:

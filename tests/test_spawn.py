@@ -1683,13 +1683,14 @@ def test_a_start_during_which_the_clock_ticks_is_named_right_too(tmp_path: Path)
     call(
         tmp_path,
         """
-        from daemonkit import _process
+        from daemonkit._spawn import spawn as module
+        from daemonkit._system.process import identity_of
         for ticking in (True, False):
-            if ticking: now, _process.ticks = _process.ticks, iter(range(1000)).__next__
-            else: _process.ticks = now
+            if ticking: now, module.ticks = module.ticks, iter(range(1000)).__next__
+            else: module.ticks = now
             p = spawn(["sleep", "1000"], pidfile="pid")
             status = daemonkit.status("pid")
-            assert status.pid == p.pid and status._ticks == _process.identity_of(p.pid).started, ticking
+            assert status.pid == p.pid and status._ticks == identity_of(p.pid).started, ticking
             p.kill(); p.wait()
             assert not daemonkit.status("pid")
     """,
@@ -1698,7 +1699,7 @@ def test_a_start_during_which_the_clock_ticks_is_named_right_too(tmp_path: Path)
 
 def test_what_make_runs_spawns_as_quickly_as_what_a_shell_runs(tmp_path: Path) -> None:
     """A program that was started by posix_spawn(3) has signals 32 and 33 ignored; that alone takes no other way."""
-    code = "from daemonkit import _spawn; print(_spawn._has_odd_signals())"
+    code = "from daemonkit._spawn import ways; print(ways._has_odd_signals())"
     command = [sys.executable, "-c", code]
     output = tmp_path / "out"
     actions = [(os.POSIX_SPAWN_OPEN, 1, str(output), os.O_WRONLY | os.O_CREAT, 0o600)]

@@ -19,7 +19,8 @@ import pytest
 from harness import PATIENCE, alive, children, eventually, run
 
 import daemonkit
-from daemonkit import _pump, _supervise
+from daemonkit._supervise import guardian as guardian_module
+from daemonkit._supervise import pump as pump_module
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -257,8 +258,8 @@ own.kill(); own.wait()
 def test_a_caller_that_adopts_orphans_is_left_with_none_of_a_killed_worker(tmp_path: Path) -> None:
     """Process 1 of a container, for one: what the worker's end has killed comes to it, dead already."""
     body = """
-from daemonkit import _process
-_process.become_subreaper()
+from daemonkit._system import prctl
+prctl.become_subreaper()
 supervise(["sleep", "1000"], instances=10)
 with open(f"/proc/self/task/{os.getpid()}/children") as file:
     assert not file.read()
@@ -275,9 +276,9 @@ with open(f"/proc/self/task/{os.getpid()}/children") as file:
 def test_the_marks_of_a_supervisor_with_the_same_number_in_another_namespace_are_not_ours(tmp_path: Path) -> None:
     body = """
 import subprocess
-from daemonkit import _marks
-other = _marks.base() ^ 1 << 54  # a bit of the namespace
-neighbour = subprocess.Popen(["sleep", "1000"], preexec_fn=lambda: _marks.put(other))
+from daemonkit._supervise import marks
+other = marks.base() ^ 1 << 54  # a bit of the namespace
+neighbour = subprocess.Popen(["sleep", "1000"], preexec_fn=lambda: marks.put(other))
 supervise(["sleep", "1000"])
 assert neighbour.poll() is None
 neighbour.kill(); neighbour.wait()
@@ -796,9 +797,9 @@ def test_lines_in_a_pump_survive_the_worker(tmp_path: Path) -> None:
 def test_what_a_pump_has_read_is_written_before_it_waits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, shared: bool
 ) -> None:
-    monkeypatch.setattr(_pump, "_AT_ONCE", 1)
-    log = _pump.Log(str(tmp_path / "log"), 1000, 5, None, None)
-    pump = _pump.Pump(log, shared=shared)
+    monkeypatch.setattr(pump_module, "_AT_ONCE", 1)
+    log = pump_module.Log(str(tmp_path / "log"), 1000, 5, None, None)
+    pump = pump_module.Pump(log, shared=shared)
     os.write(pump.writer, b"line\n")
     assert pump.pump() and (tmp_path / "log").read_text() == "line\n"
     pump.close()
@@ -877,7 +878,7 @@ def test_a_worker_that_is_killed_again_and_again_is_back_within_a_second(tmp_pat
             os.kill(supervisor.worker, signal.SIGKILL)
         supervisor.until("start", 18)
         supervisor.stop()
-    assert _supervise._WORKER_BACKOFF.delay(1000) < 0.5
+    assert guardian_module._WORKER_BACKOFF.delay(1000) < 0.5
 
 
 def test_a_new_start_gets_the_socket_that_dead_supervisors_left_with_their_strays(tmp_path: Path) -> None:

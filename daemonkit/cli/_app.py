@@ -14,14 +14,17 @@ import os
 import re
 import stat
 
-from daemonkit import _pidfile, _process
+from daemonkit._pidfile.hold import remove_stale
+from daemonkit._pidfile.holder import find_holder
+from daemonkit._system.pidfd import wait_for_end
+from daemonkit._system.process import ticks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any, Final, TypeGuard
 
-    from daemonkit._pidfile import Holder
+    from daemonkit._pidfile.holder import Holder
 
     Settings = dict[str, Any]
     """What is in NAME.json: `command`, a list, and the options of the command line by their names, as JSON values."""
@@ -56,7 +59,7 @@ class App:
 
     def holder(self) -> Holder | None:
         """Return the process that supervises it; None if it does not run."""
-        return _pidfile.find_holder(self.pidfile)
+        return find_holder(self.pidfile)
 
     def settled_pid(self) -> int | None:
         """Return the supervisor's pid, once a start that is under way is decided; None if that failed."""
@@ -64,7 +67,7 @@ class App:
             holder = self.holder()
             if holder is None or self._state_of(holder):
                 break
-            _process.wait_for_end(holder.pid, _LOOK)
+            wait_for_end(holder.pid, _LOOK)
         return holder.pid if holder else None
 
     def settings(self) -> Settings:
@@ -111,7 +114,7 @@ class App:
 
     def forget(self) -> None:
         """Remove all that is known of it, with its logs; AlreadyRunningError if it runs (another start came first)."""
-        _pidfile.remove_stale(self.pidfile)
+        remove_stale(self.pidfile)
         for path in (*self.logs(), f"{self._path}.state", f"{self._path}.json"):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
@@ -124,7 +127,7 @@ class App:
         ended = "failed" if state.get("exitcode") else "stopped"
         begins = bool(holder and holder.ours and not state and self._has_said_nothing())
         up = sum(bool(one["up"]) for one in runs)
-        uptime = (_process.ticks() - holder.started) / os.sysconf("SC_CLK_TCK") if holder and holder.started else None
+        uptime = (ticks() - holder.started) / os.sysconf("SC_CLK_TCK") if holder and holder.started else None
         return {
             "name": self.name,
             "state": ("running" if state.get("ready", not begins) else "starting") if holder else ended,

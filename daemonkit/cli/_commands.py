@@ -7,7 +7,9 @@ import os
 import signal
 import sys
 
-from daemonkit import _process
+from daemonkit._system.fork import fork_child
+from daemonkit._system.pidfd import wait_for_end
+from daemonkit._system.program import command_of, directory_of, environment_of, find_program
 from daemonkit.cli import _app, _say
 from daemonkit.cli._app import App
 from daemonkit.cli._options import settings_of
@@ -41,12 +43,10 @@ def start(options: argparse.Namespace) -> int:
 
 def _launch(app: App, settings: Settings) -> int:
     """Start it in a child of this process, which becomes the caller of a daemon; return the child's exit status."""
-    from daemonkit import _fork
-
     _app.make_home()
     sys.stdout.flush()
     with _say.progress(f"starting {app.name}"):
-        child = _fork.fork_child(lambda: _become(app, settings))
+        child = fork_child(lambda: _become(app, settings))
         pidfd = os.pidfd_open(child)
         try:
             status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -63,7 +63,7 @@ def _launch(app: App, settings: Settings) -> int:
 def _tell(app: App) -> None:
     state = app.running_state()
     if state and all(one["done"] for one in state["instances"]):
-        _process.wait_for_end(state["supervisor"][0], _MARGIN)  # it has nothing left to do
+        wait_for_end(state["supervisor"][0], _MARGIN)  # it has nothing left to do
     report = app.report()
     if report["pid"]:
         print(f"{app.name}: {_app.up_of(report)} up, pid {report['pid']}")
@@ -202,12 +202,10 @@ def _restart(app: App) -> int:
 
 def _check(settings: Settings) -> None:
     """Refuse what can't be started, while the old one still runs."""
-    from daemonkit import _command
-
     _app.make_home()
-    _, program = _command.command(settings["command"], None, shell=False)
-    environment = _command.environment({**os.environ, **settings.get("env", {})})
-    _command.find(program, environment, _command.directory(settings.get("cwd", "/")))
+    _, program = command_of(settings["command"], None, shell=False)
+    environment = environment_of({**os.environ, **settings.get("env", {})})
+    find_program(program, environment, directory_of(settings.get("cwd", "/")))
 
 
 def _delete(app: App) -> int:

@@ -8,9 +8,12 @@ import math
 import os
 import signal
 
-from daemonkit import _process, _pump, _stdio
-from daemonkit._policy import Backoff
 from daemonkit._supervise import supervise
+from daemonkit._supervise.policy import Backoff
+from daemonkit._supervise.pump import log_at
+from daemonkit._system.process import identity
+from daemonkit._system.signals import signal_name
+from daemonkit._system.streams import open_log
 from daemonkit.cli import _app, _say
 from daemonkit.cli._options import signal_number
 
@@ -31,7 +34,7 @@ class Journal:
 
     def __init__(self, settings: Settings) -> None:
         """Nothing has happened yet."""
-        me = _process.identity()
+        me = identity()
         self.instances: list[dict[str, Any]] = [
             {"runs": [], "up": [], "starts": 0, "failed": 0, "done": False} for _ in range(_app.count_of(settings))
         ]
@@ -81,7 +84,7 @@ class Journal:
         one["failed"] += 1
         if not self.state["ready"] and not self.failure:
             code = event.exitcode or 0
-            how = f"with status {code}" if code >= 0 else f"by {_process.signal_name(-code)}"
+            how = f"with status {code}" if code >= 0 else f"by {signal_name(-code)}"
             self.failure = f"instance {event.instance} ended {how} before it was up"
             if silent:
                 self.failure = f"instance {event.instance} did not send WATCHDOG=1 in time"
@@ -112,7 +115,7 @@ class LogHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write a line, or keep it for later, where a full disk has cut short what another has to write."""
         self._pending += f"{self.format(record)}\n".encode(errors="backslashreplace")
-        log = _pump.log_at(self._path)
+        log = log_at(self._path)
         if log and log.held_by:
             return
         data, self._pending = self._pending, b""
@@ -121,7 +124,7 @@ class LogHandler(logging.Handler):
                 while data:
                     data = data[log.write(data, self) :]
             else:  # before and after
-                with open(_stdio.open_log(self._path, None)[0], "wb", buffering=0) as file:
+                with open(open_log(self._path, None)[0], "wb", buffering=0) as file:
                     file.write(data)
         except OSError:
             self.handleError(record)

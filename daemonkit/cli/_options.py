@@ -9,8 +9,7 @@ import re
 import signal
 from collections import namedtuple
 
-from daemonkit import _process
-from daemonkit._policy import Backoff
+from daemonkit._system.signals import signal_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,6 +58,8 @@ def _backoff(text: str) -> list[float]:
     parts = [float(part) for part in text.split(",")]
     if len(parts) > 3:
         raise ValueError
+    from daemonkit._supervise.policy import Backoff
+
     Backoff(*parts)
     return parts
 
@@ -74,7 +75,7 @@ def signal_number(text: str) -> int:
 
 
 def _signal(text: str) -> str:
-    return _process.signal_name(signal_number(text)).removeprefix("signal ")
+    return signal_name(signal_number(text)).removeprefix("signal ")
 
 
 def _user(text: str) -> int | str:

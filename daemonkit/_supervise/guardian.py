@@ -1,9 +1,4 @@
-"""Keep a program running: `supervise`.
-
-Two processes take part. The calling process, which a pidfile names, keeps watch; a worker process does the
-supervising (`_worker`). Each watches the other by pidfd: if the worker is killed, the caller ends what it left and
-starts another; if the caller is killed, the worker ends everything. If both are, the kernel kills the instances.
-"""
+"""The calling process of `supervise`: signals, events, logs, and a look at the worker."""
 
 from __future__ import annotations
 
@@ -16,173 +11,33 @@ import resource
 import select
 import signal
 import socket
-import threading
 import time
 from dataclasses import dataclass, field
 
-from daemonkit import _fork, _marks, _process, _settings, _stdio
-from daemonkit._policy import FINAL, Backoff, Instance
-from daemonkit._worker import Worker
+from daemonkit._supervise import marks
+from daemonkit._supervise.policy import FINAL, Backoff, Instance
+from daemonkit._supervise.records import Event, InstanceRecord, Summary
+from daemonkit._supervise.worker import Worker
+from daemonkit._system.descriptors import close_all, inherited_descriptors
+from daemonkit._system.fork import fork_child
+from daemonkit._system.prctl import load_prctl
+from daemonkit._system.process import has_terminal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from types import FrameType
-    from typing import Any, Final, Literal, NoReturn
+    from typing import Any, Final, NoReturn
 
-    from daemonkit._listen import Listen
-    from daemonkit._policy import State
-    from daemonkit._pump import Pump
-    from daemonkit._settings import Settings
-    from daemonkit._stdio import Path, StreamOption
+    from daemonkit._supervise.policy import State
+    from daemonkit._supervise.pump import Pump
+    from daemonkit._supervise.settings import Settings
 
-    Kind = Literal["start", "ready", "exit", "gave-up", "reload-failed", "memory", "watchdog"]
-
-_process.load_prctl()  # here, as root's Python may be unreadable once rights were dropped; and once for all workers
+load_prctl()  # here, as root's Python may be unreadable once rights were dropped; and once for all workers
 
 _logger = logging.getLogger("daemonkit")
-
 _BUFFER: Final = 1 << 16
 _WORKER_BACKOFF: Final = Backoff(initial=0.1, maximum=0.4)  # it is back within a second
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something that happened to an instance."""
-
-    instance: int
-    """Its number, from 0 on."""
-    kind: Kind
-    """"start"; "ready", it is up; "exit"; "gave-up", past `max_restarts`; "reload-failed", the new run did not come
-    up, so the old one stays; "memory", above `max_memory`, it is replaced; "watchdog", silent too long, it is killed.
-    """
-    pid: int
-    """Of the run's main process."""
-    exitcode: int | None
-    """Its status, negative for a signal; None for a kind that is not about an end."""
-    time: float
-    """When it happened, in seconds since the epoch."""
-
-
-@dataclass(frozen=True)
-class InstanceRecord:
-    """How an instance ended up."""
-
-    index: int
-    """Its number, from 0 on."""
-    starts: int
-    """How often it was started, the first time included."""
-    exitcode: int | None
-    """Of its last run: negative for a signal; None if none has ended."""
-    state: State
-    """"exited", as wished; "stopped", on request; "failed", and not to be restarted; "gave-up", past `max_restarts`.
-    In between "running" and "backoff", waiting for its next start.
-    """
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What `supervise` returns."""
-
-    exitcode: int
-    """0 if all instances ended as wished or were stopped, else 1."""
-    instances: tuple[InstanceRecord, ...]
-    """One record for each, by its number."""
-
-
-def supervise(  # noqa: PLR0913 - each is an option of its own, and keyword-only
-    target: Sequence[Path] | Callable[[], object],
-    *,
-    instances: int | Literal["auto"] = 1,
-    restart: Literal["always", "on-failure", "never"] = "on-failure",
-    success_codes: Iterable[int] = (0,),
-    backoff: Backoff = Backoff(),  # noqa: B008 - frozen
-    min_uptime: float = 1.0,
-    max_restarts: int | None = None,
-    stop_signal: int = signal.SIGTERM,
-    stop_timeout: float = 10.0,
-    wait_ready: bool = False,
-    start_timeout: float = 30.0,
-    watchdog: float | None = None,
-    max_memory: int | None = None,
-    cpu_affinity: Literal["spread"] | None = None,
-    listen: Listen | Iterable[Listen] = (),
-    cwd: Path | None = None,
-    env: Mapping[str, str] | Mapping[bytes, bytes] | None = None,
-    user: int | str | None = None,
-    group: int | str | None = None,
-    umask: int | None = None,
-    stdin: StreamOption = None,
-    stdout: StreamOption = None,
-    stderr: StreamOption = None,
-    log_max_bytes: int | None = None,
-    log_backups: int = 5,
-    on_event: Callable[[Event], object] | None = None,
-) -> Summary:
-    """Run a program n times and keep it running; return once nothing is left to run.
-
-    ::
-
-        with daemonkit.detached(pidfile="web.pid", stdout="web.log", stderr=daemonkit.STDOUT):
-            daemonkit.supervise(["python", "worker.py"], instances=4, restart="always")
-
-    Runs in the foreground, in the main thread, until SIGTERM or SIGINT (a second one kills at once), or until all
-    instances have ended for good. SIGHUP restarts them one at a time, each new run before the old one is stopped.
-    `target` is a command as in `spawn_detached`, or a callable without arguments, which runs in a forked child.
-    Each instance has ``DAEMONKIT_INSTANCE`` (from 0 on), a session of its own, default signal dispositions and an empty
-    mask. What it starts is ended with it. Times are in seconds, sizes in bytes.
-
-    `instances`: a number, or "auto", one per usable CPU. `restart`: "always", "on-failure" (a status not in
-    `success_codes`), "never". `backoff`, `min_uptime`, `max_restarts`: the delay before each restart in a row after the
-    first; how long a run lives to start the row afresh; after how many in a row the instance is given up.
-    `stop_signal`, `stop_timeout`: to the instance's group and descendants, then SIGKILL. `wait_ready`,
-    `start_timeout`: it is up when it sends READY=1 to its ``NOTIFY_SOCKET``, as sd_notify(3) does; one that is not up
-    by then is killed. `watchdog`: the longest time between two WATCHDOG=1. `max_memory`: resident, of its group; above
-    it the instance is replaced. `cpu_affinity`: "spread", one CPU each. `listen`: "host:port", "unix:path" or sockets,
-    bound once and handed over as sd_listen_fds(3) describes; a callable has them in place of what it had as 3 and up.
-    `cwd`, `env`, `user`, `group`, `umask`, `stdin`, `stdout`, `stderr`: as in `spawn_detached`, the last two by default
-    the caller's; ``{instance}`` in a path is the number. `log_max_bytes`, `log_backups`: rotate stdout and stderr by
-    size, as ``log.1`` and so on. `on_event`: called with each `Event` in the calling process; if it raises, that is
-    logged and the work goes on.
-
-    Raises, before anything is started: TypeError, ValueError, LookupError; OSError with its path; RuntimeError
-    outside the main thread. Signal handlers and the caller's children are as before when it returns.
-
-    >>> daemonkit.supervise(["true"], instances=2).exitcode
-    0
-    """
-    if threading.current_thread() is not threading.main_thread():
-        raise RuntimeError("supervise() must be called in the main thread: signal handlers are its own")
-    rules = _settings.rules_of(
-        restart, success_codes, backoff, min_uptime, max_restarts, stop_timeout, wait_ready, start_timeout, watchdog
-    )
-    if on_event is not None and not callable(on_event):
-        raise TypeError(f"on_event: a callable or None, not {on_event!r}")
-    with contextlib.ExitStack() as stack:
-        settings, pumps = _settings.settle(
-            target,
-            stack,
-            rules=rules,
-            instances=instances,
-            stop_signal=stop_signal,
-            max_memory=max_memory,
-            cpu_affinity=cpu_affinity,
-            listen=listen,
-            cwd=cwd,
-            env=env,
-            user=user,
-            group=group,
-            umask=umask,
-            streams={"stdin": stdin, "stdout": stdout, "stderr": stderr},
-            log_max_bytes=log_max_bytes,
-            log_backups=log_backups,
-        )
-        guardian = _Guardian(settings, pumps, on_event)
-        with _signals(guardian):
-            return guardian.watch()
-
-
-# --- the calling process ------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -195,7 +50,7 @@ class _Record:
     pids: set[int] = field(default_factory=set)
 
 
-class _Guardian:
+class Guardian:
     """What the calling process does meanwhile: signals, events, logs, and a look at the worker."""
 
     def __init__(self, settings: Settings, pumps: tuple[Pump, ...], on_event: Callable[[Event], object] | None) -> None:
@@ -208,7 +63,7 @@ class _Guardian:
         """What it was told by signals: "", "stop", then "kill"."""
         self._signals: list[int] = []
         self._control: socket.socket | None = None
-        self._terminal = _has_terminal()
+        self._terminal = has_terminal()
         self.bell: tuple[socket.socket, socket.socket] | None = None
         self.before: dict[int, Any] = {}
 
@@ -240,7 +95,7 @@ class _Guardian:
         me = os.pidfd_open(os.getpid())
         with ours:
             with theirs:
-                pid = _fork.fork_child(lambda: self._become_worker(ours, theirs, me))
+                pid = fork_child(lambda: self._become_worker(ours, theirs, me))
             os.close(me)
             pidfd = os.pidfd_open(pid)
             done = False
@@ -276,7 +131,7 @@ class _Guardian:
         if settings.target is None:
             keep = {*settings.listen, *settings.pipes.values(), theirs.fileno(), guardian}
             keep |= {stream.fd for stream in settings.streams if stream.fd is not None}
-            _stdio.close(_stdio.inherited_descriptors(copies=False) - keep)
+            close_all(inherited_descriptors(copies=False) - keep)
             for fd in settings.listen:  # as 3 and up, and not a second time
                 os.set_inheritable(fd, False)
         theirs.setblocking(False)
@@ -291,7 +146,7 @@ class _Guardian:
             control=theirs,
             guardian=guardian,
             instances=instances,
-            next_mark=self._workers % _marks.WORKERS * _marks.RUNS,
+            next_mark=self._workers % marks.WORKERS * marks.RUNS,
             told=[()] * len(instances),
         ).work()
 
@@ -326,7 +181,7 @@ class _Guardian:
         while self._signals:
             number = self._signals.pop(0)
             before = self.before.get(number)
-            gone = number == signal.SIGHUP and self._terminal and not _has_terminal()
+            gone = number == signal.SIGHUP and self._terminal and not has_terminal()
             if gone and before == signal.SIG_IGN:
                 self._terminal = False  # nohup(1): this one is not for it; a later one can't be the terminal's
             elif number == signal.SIGHUP and not gone:
@@ -383,7 +238,7 @@ class _Guardian:
 
     def _clear(self) -> None:
         """End what a worker that was killed has left; nothing else has its marks."""
-        _marks.end_all_of(self._settings.mark)
+        marks.end_all_of(self._settings.mark)
         for index, record in enumerate(self._records):
             record.before = record.starts
             for pid in sorted(record.pids):
@@ -407,7 +262,7 @@ class _Guardian:
 
 
 @contextlib.contextmanager
-def _signals(guardian: _Guardian) -> Iterator[None]:
+def recorded_signals(guardian: Guardian) -> Iterator[None]:
     """Have signals recorded, and put everything back in the end."""
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     with contextlib.ExitStack() as stack:
@@ -427,11 +282,3 @@ def _signals(guardian: _Guardian) -> Iterator[None]:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             stack.callback(signal.signal, signal.SIGCHLD, signal.SIG_IGN)
         yield
-
-
-def _has_terminal() -> bool:
-    try:
-        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
-    except OSError:
-        return False
-    return True

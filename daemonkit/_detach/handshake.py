@@ -1,4 +1,4 @@
-"""The only module that forks.
+"""How a daemon is started: three processes, and what they tell each other.
 
 Three processes take part in a start. The caller waits; the middle process leads the new session; the daemon is
 the middle's child. The middle stays until the daemon counts as started: as the parent it has the daemon's true
@@ -21,19 +21,16 @@ import socket
 import sys
 import time
 import traceback
-import warnings
 
-from daemonkit import _pidfile, _process
+from daemonkit._pidfile.hold import locks_inherited, take_back_locks
+from daemonkit._system.fork import fork, no_fork_warning
+from daemonkit._system.signals import ALL_SIGNALS, signal_name
 from daemonkit.errors import StartError, StartTimeoutError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-    from contextlib import AbstractContextManager
+    from collections.abc import Iterable
     from typing import Final, NoReturn
-
-SIGNALS: Final = frozenset(map(int, signal.valid_signals()))
-"""Every signal there is here, real-time ones too; asking takes longer than a system call."""
 
 _STARTED: Final = b"S"
 _FAILED: Final = b"F"
@@ -76,20 +73,6 @@ class Reporter:
         os._exit(status)
 
 
-def fork_child(become: Callable[[], NoReturn]) -> int:
-    """Fork a child that calls `become`, which ends it; return its pid."""
-    with _quiet():
-        pid = _fork()
-    if pid == 0:
-        try:
-            become()
-        except BaseException:  # noqa: BLE001 - this process ends here, and nobody else would say why
-            traceback.print_exc()
-        finally:
-            os._exit(255)
-    return pid
-
-
 def detach(timeout: float | None) -> Reporter:  # noqa: RET503 - _await does not return
     """Split off a daemon; return in the daemon alone, with every signal still blocked.
 
@@ -104,9 +87,9 @@ def detach(timeout: float | None) -> Reporter:  # noqa: RET503 - _await does not
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         try:
             # Until each process has its handlers: a Ctrl-C must find the caller waiting, a hang-up nobody.
-            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-            with _quiet(), _pidfile.inherited():
-                middle = _fork()
+            signal.pthread_sigmask(signal.SIG_BLOCK, ALL_SIGNALS)
+            with no_fork_warning(), locks_inherited():
+                middle = fork()
                 if middle == 0:
                     ends.pop_all()
                     to_middle.close()
@@ -128,21 +111,6 @@ def _socketpair() -> tuple[socket.socket, socket.socket]:
         raise OSError(error.errno, text) from error
 
 
-def _quiet() -> AbstractContextManager[object]:
-    """Keep 3.12 and later from warning of threads that stay behind: detached() has, and named them."""
-    if sys.version_info < (3, 12):
-        return contextlib.nullcontext()
-    return warnings.catch_warnings(action="ignore", category=DeprecationWarning)
-
-
-def _fork() -> int:
-    try:
-        return os.fork()  # noqa: TID251 - the one place
-    except OSError as error:
-        text = f"{error.strerror}: no process for the daemon; end some, or raise the limit (ulimit -u)"
-        raise OSError(error.errno, text) from error
-
-
 def _wait(ends: Iterable[int | socket.socket], deadline: float | None, longest: float = _LONGEST) -> set[int]:
     """Return the descriptors that have something to read, none of them once the deadline has passed.
 
@@ -156,9 +124,6 @@ def _wait(ends: Iterable[int | socket.socket], deadline: float | None, longest: 
         ready = poll.poll(min(left, longest) * 1000)
         if ready or left == 0:
             return {fd for fd, _ in ready}
-
-
-# --- the caller -------------------------------------------------------------------------------------------------
 
 
 def _await(
@@ -197,7 +162,7 @@ def _read_verdict(
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             ready = _wait(ends, deadline, _LONGEST if mask is None else _LOOK)
         finally:
-            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+            signal.pthread_sigmask(signal.SIG_BLOCK, ALL_SIGNALS)
         if not ready:
             return False
         end = next(end for end in ends if end.fileno() in ready)
@@ -237,7 +202,7 @@ def _clear(middle: int) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(middle, signal.SIGKILL)
         os.waitpid(middle, 0)
-    _pidfile.take_back()
+    take_back_locks()
 
 
 def _start_error(verdict: bytes, timeout: float | None) -> StartError:
@@ -252,13 +217,10 @@ def _start_error(verdict: bytes, timeout: float | None) -> StartError:
     elif exitcode is None:
         how = "could not be started"
     elif exitcode < 0:
-        how = f"was killed by {_process.signal_name(-exitcode)} before it had started"
+        how = f"was killed by {signal_name(-exitcode)} before it had started"
     else:
         how = f"ended with status {exitcode} before it had started"
     return StartError(f"the daemon {how}" + (f": {cause}" if cause else ""), traceback=text, exitcode=exitcode)
-
-
-# --- the middle process -----------------------------------------------------------------------------------------
 
 
 def _lead(
@@ -270,7 +232,7 @@ def _lead(
         os.setsid()
         if on_child in (signal.SIG_IGN, None):  # None: not set from Python, so it can't be set again from here
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        daemon = _fork()
+        daemon = fork()
     except BaseException:  # noqa: BLE001 - whatever it is, the caller is to learn it, and this process ends here
         _say(caller_end, _accident())
         os._exit(1)

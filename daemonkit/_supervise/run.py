@@ -11,14 +11,16 @@ import signal
 import sys
 import traceback
 
-from daemonkit import _process, _stdio, _users
+from daemonkit._system.prctl import die_with_parent
+from daemonkit._system.streams import STREAM_NAMES, open_source, rebind
+from daemonkit._system.users import change_owner
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Final, NoReturn
 
-    from daemonkit._settings import Settings
+    from daemonkit._supervise.settings import Settings
 
 _LISTEN_START: Final = 3  # sd_listen_fds(3)
 
@@ -41,8 +43,8 @@ def become(settings: Settings, index: int, address: bytes | str, parent: int, ow
             os.chdir(settings.cwd)
         resource.setrlimit(resource.RLIMIT_NOFILE, settings.nofile)
         if settings.owner:
-            _users.change_owner(settings.owner)
-        _process.die_with_parent()  # after the change of user, which would undo it: prctl(2)
+            change_owner(settings.owner)
+        die_with_parent()  # after the change of user, which would undo it: prctl(2)
         if os.getppid() != parent:
             os._exit(1)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -61,7 +63,7 @@ def _open_streams(settings: Settings, index: int) -> None:
             fd = settings.pipes[number, index]
         elif stream.path is not None:
             path = stream.path.replace("{instance}", str(index))
-            fd = _stdio.open_source(_stdio.NAMES[number], path, settings.umask).fd
+            fd = open_source(STREAM_NAMES[number], path, settings.umask).fd
             if settings.owner and number:
                 with contextlib.suppress(OSError):
                     os.fchown(fd, settings.owner.uid, settings.owner.gid)
@@ -108,7 +110,7 @@ def _call(target: Callable[[], object], environment: dict[bytes, bytes]) -> NoRe
     """Run a Python callable as a program: its return is status 0, an exception status 1."""
     os.environb.clear()
     os.environb.update(environment)
-    _stdio.rebind()
+    rebind()
     status = 1
     try:
         target()

@@ -8,17 +8,23 @@ import resource
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from daemonkit import _command, _fork, _listen, _marks, _process, _pump, _stdio, _users
 from daemonkit._constants import INHERIT, PIPE, STDOUT
-from daemonkit._policy import Backoff, Rules
+from daemonkit._supervise import marks
+from daemonkit._supervise.listen import bind_sockets
+from daemonkit._supervise.policy import Backoff, Rules
+from daemonkit._supervise.pump import Pump, make_pumps
+from daemonkit._system.check import check_number, check_seconds
+from daemonkit._system.program import command_of, directory_of, environment_of, find_program
+from daemonkit._system.signals import ALL_SIGNALS
+from daemonkit._system.streams import STREAM_NAMES, check_path, check_stream, fill_closed, open_log, open_source
+from daemonkit._system.users import Owner, owner_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import contextlib
     from typing import Final
 
-    from daemonkit._pump import Pump
-    from daemonkit._stdio import Path, StreamOption
+    from daemonkit._system.streams import Path, StreamOption
 
 _NOT_PASSED: Final = frozenset(
     {
@@ -53,7 +59,7 @@ class Settings:
     env: dict[bytes, bytes]
     cwd: str | None
     umask: int | None
-    owner: _users.Owner | None
+    owner: Owner | None
     streams: tuple[Stream, Stream, Stream]
     pipes: dict[tuple[int, int], int]
     """The pump's write end of (instance, descriptor)."""
@@ -97,22 +103,22 @@ def settle(  # noqa: PLR0913 - the options
     number, cpus = _signal_number(stop_signal), _cpus(cpu_affinity)
     if log_backups is None:
         raise ValueError("log_backups: a number, not None")
-    _process.check_number("log_backups", log_backups, 1 << 30)
+    check_number("log_backups", log_backups, 1 << 30)
     umask = None if umask == -1 else umask
-    _process.check_number("umask", umask, 0o777)
+    check_number("umask", umask, 0o777)
     command, path, argv = _target(target, env, cwd)
     environment = _environment(env)
     owner = None
     if user is not None or group is not None:
-        owner = _users.owner_of(user, group, names=("user", "group", "extra_groups"))
-    _marks.end_orphaned()  # which may hold the very sockets that are to be bound
-    _stdio.fill_closed(stack)
-    sockets, bound = _listen.sockets(listen, stack)
+        owner = owner_of(user, group, names=("user", "group", "extra_groups"))
+    marks.end_orphaned()  # which may hold the very sockets that are to be bound
+    fill_closed(stack)
+    sockets, bound = bind_sockets(listen, stack)
     opened = _streams(streams, count, umask, stack)
     logs = {which: stream.path for which, stream in enumerate(opened) if which and stream.path}
     pumps: dict[tuple[int, int], Pump] = {}
     if most:
-        pumps = _pump.pumps(logs, count, most, log_backups, umask, owner, stack)
+        pumps = make_pumps(logs, count, most, log_backups, umask, owner, stack)
     else:
         _check_logs(logs, count, umask)
     settings = Settings(
@@ -133,7 +139,7 @@ def settle(  # noqa: PLR0913 - the options
         stop_signal=number,
         max_memory=memory,
         nofile=resource.getrlimit(resource.RLIMIT_NOFILE),
-        mark=_marks.base(),
+        mark=marks.base(),
     )
     return settings, tuple({id(pump): pump for pump in pumps.values()}.values())
 
@@ -143,7 +149,7 @@ def _check_logs(templates: Mapping[int, str], count: int, umask: int | None) -> 
     for path in {
         template.replace("{instance}", str(index)) for template in templates.values() for index in range(count)
     }:
-        os.close(_stdio.open_log(path, umask)[0])
+        os.close(open_log(path, umask)[0])
 
 
 def _count(instances: object) -> int:
@@ -178,7 +184,7 @@ def rules_of(  # noqa: PLR0913, PLR0917 - the options
         raise TypeError(f"backoff: a daemonkit.Backoff, not {backoff!r}")
     if not isinstance(wait_ready, bool):
         raise TypeError(f"wait_ready: True or False, not {wait_ready!r}")
-    _process.check_number("max_restarts", max_restarts, 1 << 62)
+    check_number("max_restarts", max_restarts, 1 << 62)
     return Rules(
         restart=restart,
         success_codes=codes,
@@ -193,14 +199,14 @@ def rules_of(  # noqa: PLR0913, PLR0917 - the options
 
 
 def _seconds(name: str, value: object, least: float = math.ulp(0.0)) -> float:
-    _process.check_seconds(name, value)
+    check_seconds(name, value)
     if value is None or value < least:  # type: ignore[operator]
         raise ValueError(f"{name}: seconds, {'more than' if least else 'at least'} 0, not {value!r}")
     return min(float(value), _FOREVER)  # type: ignore[arg-type]
 
 
 def _size(name: str, value: int | None) -> int | None:
-    _process.check_number(name, value, 1 << 62)
+    check_number(name, value, 1 << 62)
     if value == 0:
         raise ValueError(f"{name}: at least one byte, not 0")
     return value
@@ -209,7 +215,7 @@ def _size(name: str, value: int | None) -> int | None:
 def _signal_number(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"stop_signal: a signal, as signal.SIGTERM, not {value!r}")
-    if value not in _fork.SIGNALS:
+    if value not in ALL_SIGNALS:
         raise ValueError(f"stop_signal: no signal {value!r} here")
     return int(value)
 
@@ -225,16 +231,16 @@ def _cpus(affinity: object) -> tuple[int, ...]:
 def _target(
     target: object, env: object, cwd: Path | None
 ) -> tuple[Callable[[], object] | None, bytes, tuple[bytes, ...]]:
-    environment = _command.environment(env)
-    directory = _command.directory(cwd)
+    environment = environment_of(env)
+    directory = directory_of(cwd)
     if callable(target):
         return target, b"", ()
-    argv, program = _command.command(target, None, shell=False)
-    return None, _command.find(program, environment, directory), argv
+    argv, program = command_of(target, None, shell=False)
+    return None, find_program(program, environment, directory), argv
 
 
 def _environment(env: object) -> dict[bytes, bytes]:
-    given = _command.environment(env)
+    given = environment_of(env)
     own = {name: os.environb[name] for name in _NOT_PASSED if name in os.environb}
     return {k: v for k, v in (os.environb if given is None else given).items() if own.get(k) != v}
 
@@ -244,25 +250,25 @@ def _streams(
 ) -> tuple[Stream, Stream, Stream]:
     found: list[Stream] = []
     for name, value in options.items():
-        number = _stdio.NAMES.index(name)
+        number = STREAM_NAMES.index(name)
         if value == PIPE and isinstance(value, int):
             raise ValueError(f"{name}: PIPE has nobody to read it here; give a path or a descriptor")
         if isinstance(value, (str, bytes, os.PathLike)):
-            _stdio.check_path(name, value)
+            check_path(name, value)
             if name == "stdin":
                 for index in range(count):
                     path = os.fsdecode(value).replace("{instance}", str(index))
-                    os.close(_stdio.open_source(name, path, umask).fd)
+                    os.close(open_source(name, path, umask).fd)
             found.append(Stream(path=os.path.abspath(os.fsdecode(value))))
             continue
         if value == INHERIT or (value is None and number):
             found.append(Stream())
             continue
-        _stdio.check(name, value)
+        check_stream(name, value)
         if value == STDOUT and name == "stderr":
             found.append(found[1] if found[1] != Stream() else Stream(fd=1))
             continue
-        source = _stdio.open_source(name, value, umask)
+        source = open_source(name, value, umask)
         stack.callback(os.close, source.fd)
         found.append(Stream(fd=source.fd))
     return found[0], found[1], found[2]

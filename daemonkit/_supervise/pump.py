@@ -10,14 +10,15 @@ import os
 import stat
 import time
 
-from daemonkit import _stdio
+from daemonkit._system.streams import open_log
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Final
 
-    from daemonkit import _users
+    from daemonkit._system.users import Owner
+
 
 _logger = logging.getLogger("daemonkit")
 
@@ -39,7 +40,7 @@ def log_at(path: str) -> Log | None:
 class Log:
     """A file that is rotated by size; no line is split."""
 
-    def __init__(self, path: str, max_bytes: int, backups: int, umask: int | None, owner: _users.Owner | None) -> None:
+    def __init__(self, path: str, max_bytes: int, backups: int, umask: int | None, owner: Owner | None) -> None:
         self.path, self._max, self._backups, self._umask, self._owner = path, max_bytes, backups, umask, owner
         self._open()
         _logs[path] = self
@@ -48,7 +49,7 @@ class Log:
         """Who was interrupted in the midst of a line, which is to be finished first."""
 
     def _open(self) -> None:
-        self.fd, created = _stdio.open_log(self.path, self._umask)
+        self.fd, created = open_log(self.path, self._umask)
         if created and self._owner:
             os.fchown(self.fd, self._owner.uid, self._owner.gid)
         info = os.fstat(self.fd)
@@ -150,13 +151,13 @@ class Pump:
             whole -= done
 
 
-def pumps(  # noqa: PLR0913, PLR0917 - what a pump is made of
+def make_pumps(  # noqa: PLR0913, PLR0917 - what a pump is made of
     templates: Mapping[int, str],
     count: int,
     max_bytes: int,
     backups: int,
     umask: int | None,
-    owner: _users.Owner | None,
+    owner: Owner | None,
     stack: contextlib.ExitStack,
 ) -> dict[tuple[int, int], Pump]:
     """Return the pump of each (descriptor, instance): one for each log that an instance writes to."""

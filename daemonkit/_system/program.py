@@ -7,18 +7,18 @@ import os
 import stat
 from collections.abc import Mapping, Sequence
 
-from daemonkit import _stdio
+from daemonkit._system.streams import check_enterable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-    from daemonkit._stdio import Path
+    from daemonkit._system.streams import Path
 
 _SHELL: Final = b"/bin/sh"
 
 
-def command(args: object, executable: Path | None, *, shell: bool) -> tuple[tuple[bytes, ...], str | bytes]:
+def command_of(args: object, executable: Path | None, *, shell: bool) -> tuple[tuple[bytes, ...], str | bytes]:
     """Return the argument vector, and the program as it was named."""
     if not isinstance(shell, bool):
         raise TypeError(f"shell: True or False, not {shell!r}")
@@ -51,7 +51,7 @@ def text_of(name: str, value: object) -> bytes:
     return text
 
 
-def environment(env: object) -> dict[bytes, bytes] | None:
+def environment_of(env: object) -> dict[bytes, bytes] | None:
     """Return an environment as `os.posix_spawn` is quick with it; None for the caller's own."""
     if env is None:
         return None
@@ -69,16 +69,16 @@ def environment(env: object) -> dict[bytes, bytes] | None:
     return encoded
 
 
-def directory(cwd: Path | None) -> str | None:
+def directory_of(cwd: Path | None) -> str | None:
     """Return a directory that can be entered."""
     if cwd is None:
         return None
     folder = os.fsdecode(text_of("cwd", cwd))
-    _stdio.check_enterable(folder)
+    check_enterable(folder)
     return folder
 
 
-def find(program: str | bytes, env: Mapping[bytes, bytes] | None, cwd: str | None) -> bytes:
+def find_program(program: str | bytes, env: Mapping[bytes, bytes] | None, cwd: str | None) -> bytes:
     """Return the program's path, as seen from `cwd`; looked for beforehand, as a failed start sends a SIGCHLD."""
     name = os.fsencode(program)
     if b"/" in name:

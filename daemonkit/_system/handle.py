@@ -11,7 +11,9 @@ import sys
 import threading
 import time
 
-from daemonkit import _process
+from daemonkit._system.check import check_seconds
+from daemonkit._system.pidfd import drop, exit_status, has_ended, is_child, reap, status_after_reaping
+from daemonkit._system.process import start_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -76,7 +78,7 @@ class DetachedProcess:
         if self._ended or self._parent != os.getpid():
             os.close(self._pidfd)
         else:
-            _process.drop(self._pidfd)
+            drop(self._pidfd)
 
     def fileno(self) -> int:
         """Return the pidfd: readable once the process has ended, for `select`, `selectors` and `asyncio`.
@@ -97,7 +99,7 @@ class DetachedProcess:
         None too if somebody else took the status and the kernel does not tell it any more (before Linux 6.15);
         `running` says which it is.
         """
-        _process.reap()
+        reap()
         with self._lock:
             if self.returncode is None:
                 self._look()
@@ -105,21 +107,21 @@ class DetachedProcess:
 
     def _look(self) -> None:
         if not self._ended:
-            if not _process.has_ended(self._pidfd):
+            if not has_ended(self._pidfd):
                 return
             # Asked only now that it has certainly ended: what is still there can be taken.
             with contextlib.suppress(ChildProcessError):  # not ours; somebody else took it; SIGCHLD is ignored
-                self.returncode = _process.exit_status(self._pidfd, reap=self._parent == os.getpid())
+                self.returncode = exit_status(self._pidfd, reap=self._parent == os.getpid())
             self._ended = True
         if self.returncode is None:
-            self.returncode = _process.told_status(self._pidfd)
+            self.returncode = status_after_reaping(self._pidfd)
 
     def wait(self, timeout: float | None = None) -> int | None:
         """Wait until it has ended, at most `timeout` seconds; return what `poll` returns then.
 
         Raises `subprocess.TimeoutExpired`. Waits for the event, without polling, and wakes up for nothing else.
         """
-        _process.check_seconds("timeout", timeout)
+        check_seconds("timeout", timeout)
         if not self.wait_for_end(timeout):
             import subprocess  # noqa: PLC0415 - 12 ms, for its exception alone
 
@@ -168,10 +170,10 @@ class DetachedProcess:
             return True
         with self._lock, contextlib.suppress(ProcessLookupError):
             group = os.getpgid(self.pid)
-            own = group == self.pid or (self._daemon and _process.start_of(group) is None)
+            own = group == self.pid or (self._daemon and start_of(group) is None)
             # What lives or is not reaped keeps its number, and its group's, from being given out again. 0 is the
             # group of somebody outside of this PID namespace, and would mean the caller's own.
-            still = _process.is_child(self._pidfd) or not _process.has_ended(self._pidfd)
+            still = is_child(self._pidfd) or not has_ended(self._pidfd)
             if own and still and group != 0:
                 os.killpg(group, sig)
                 return True

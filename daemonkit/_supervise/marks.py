@@ -13,7 +13,8 @@ import resource
 import select
 import signal
 
-from daemonkit import _process
+from daemonkit._system.pidfd import has_ended
+from daemonkit._system.process import all_pids, identity_of, pid_namespace, start_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ _END: Final = 5.0  # seconds until a process that was killed is given up: it han
 
 def base() -> int:
     """Return the first mark of this process as a supervisor; there are RUNS * WORKERS."""
-    namespace = _process.pid_namespace() & (1 << _NAMESPACE_BITS) - 1
+    namespace = pid_namespace() & (1 << _NAMESPACE_BITS) - 1
     return _LOWEST + ((namespace << _PID_BITS | os.getpid()) << _RUN_BITS)
 
 
@@ -93,7 +94,7 @@ def end_orphaned() -> None:
 
 
 def _is_orphaned(pid: int, supervisor: int) -> bool:
-    started, child = _process.start_of(supervisor), _process.identity_of(pid)
+    started, child = start_of(supervisor), identity_of(pid)
     # One that is younger has got the number since; one that /proc hides, lives.
     return child is not None and (started is None or started > child.started)
 
@@ -115,7 +116,7 @@ def _end_all(belongs: Callable[[int, int], bool]) -> None:
 def _killed(belongs: Callable[[int, int], bool], without: set[int]) -> dict[int, int]:
     """Kill all that belong; return the pidfds of those, by pid."""
     found: dict[int, int] = {}
-    for pid in _process.all_pids():
+    for pid in all_pids():
         mark = None if pid in without else mark_of(pid)
         if mark is None or not belongs(pid, mark):
             continue
@@ -124,7 +125,7 @@ def _killed(belongs: Callable[[int, int], bool], without: set[int]) -> dict[int,
             try:
                 if mark_of(pid) != mark:  # as in signal_run
                     continue
-                if _process.has_ended(pidfd):
+                if has_ended(pidfd):
                     _bury(pidfd)
                     continue
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)

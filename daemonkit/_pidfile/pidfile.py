@@ -8,13 +8,14 @@ import os
 from lockfile import NotLocked, NotMyLock
 from lockfile.pidlockfile import PIDLockFile
 
-from daemonkit import _pidfile, _process
+from daemonkit._pidfile.hold import Hold, keep, own_hold, remove_stale, take
+from daemonkit._pidfile.holder import find_holder
+from daemonkit._system.check import check_seconds
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final, Self
 
-    from daemonkit._pidfile import Hold
 
 _AS_BUILT: Final = -math.inf  # no timeout was given to acquire(): the one that the object was made with
 
@@ -43,7 +44,7 @@ class PidFile(PIDLockFile):
         self, path: str | bytes | os.PathLike[str], timeout: float | None = 0, *, threaded: bool = False
     ) -> None:
         """Name the file; nothing is opened yet. `threaded` is lockfile's, and without effect there too."""
-        _process.check_seconds("timeout", timeout)
+        check_seconds("timeout", timeout)
         if not path or "\0" in os.fsdecode(path):
             raise ValueError(f"pidfile: {path!r} is no path")
         super().__init__(os.path.abspath(os.fsdecode(path)), threaded, timeout)
@@ -65,10 +66,10 @@ class PidFile(PIDLockFile):
         `timeout` in seconds, by default the object's. Raises AlreadyRunningError, or `lockfile.LockTimeout` where
         it was to wait; OSError, with the path, for a file or directory that can't be used.
         """
-        hold = _pidfile.Hold(self.path)
+        hold = Hold(self.path)
         try:
-            _pidfile.take(hold, self.timeout if timeout == _AS_BUILT else timeout)
-            _pidfile.keep(hold)
+            take(hold, self.timeout if timeout == _AS_BUILT else timeout)
+            keep(hold)
             self._hold = hold
         except BaseException:
             hold.release()
@@ -92,16 +93,16 @@ class PidFile(PIDLockFile):
         if hold := self._own():
             hold.release()
             return
-        _pidfile.remove_stale(self.path)
+        remove_stale(self.path)
 
     def read_pid(self) -> int | None:
         """Return the live holder's pid, or None. Reads only, and never disturbs a starter."""
-        holder = _pidfile.find_holder(self.path)
+        holder = find_holder(self.path)
         return holder.pid if holder else None
 
     def is_locked(self) -> bool:
         """Tell whether a live process holds it."""
-        return _pidfile.find_holder(self.path) is not None
+        return find_holder(self.path) is not None
 
     def i_am_locking(self) -> bool:
         """Tell whether this process holds it, through whichever object."""
@@ -109,4 +110,4 @@ class PidFile(PIDLockFile):
         return hold is not None and hold.is_current()
 
     def _own(self) -> Hold | None:
-        return _pidfile.own(self.path, self._hold)
+        return own_hold(self.path, self._hold)

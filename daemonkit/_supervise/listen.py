@@ -22,7 +22,7 @@ _LAST_STREAM: Final = 2
 _LAST_PORT: Final = 65535
 
 
-def sockets(listen: object, stack: contextlib.ExitStack) -> tuple[list[socket.socket], list[socket.socket]]:
+def bind_sockets(listen: object, stack: contextlib.ExitStack) -> tuple[list[socket.socket], list[socket.socket]]:
     """Return the sockets, and those of them that were opened here; the stack closes those."""
     wanted = [listen] if isinstance(listen, (str, socket.socket)) else listen
     if not isinstance(wanted, Iterable):

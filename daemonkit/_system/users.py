@@ -9,7 +9,7 @@ import os
 import pwd
 from dataclasses import dataclass
 
-from daemonkit import _process
+from daemonkit._system.check import check_number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def _entry(
             raise LookupError(f"{name}: there is no {kind} {value!r}") from None
         except ValueError as error:
             raise ValueError(f"{name}: {value!r} is no name: {error}") from None
-    _process.check_number(name, value, _HIGHEST)
+    check_number(name, value, _HIGHEST)
     try:
         return by_number(value)
     except KeyError:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("daemonkit")
 
 
-def connect() -> socket.socket | None:
+def connect_manager() -> socket.socket | None:
     """Return a socket connected to $NOTIFY_SOCKET (a path, or "@" and an abstract name), None if there is none.
 
     Connected early, it works also after a chroot. A manager that can't be reached is a warning: it will say so
@@ -34,7 +34,7 @@ def connect() -> socket.socket | None:
     return connection
 
 
-def send(connection: socket.socket | None, **fields: str | None) -> None:
+def tell_manager(connection: socket.socket | None, **fields: str | None) -> None:
     """Send the given fields in one message, `send(c, READY="1", STATUS="listening")`; None fields are left out."""
     message = "\n".join(f"{name}={' '.join(text.split())}" for name, text in fields.items() if text is not None)
     if connection is None or not message:
@@ -46,14 +46,14 @@ def send(connection: socket.socket | None, **fields: str | None) -> None:
 
 
 @contextlib.contextmanager
-def refusals() -> Iterator[None]:
+def refusals_told() -> Iterator[None]:
     """Tell the service manager why a start fails in this block."""
     try:
         yield
     except Exception as error:
-        if connection := connect():
+        if connection := connect_manager():
             with connection:
-                send(connection, STATUS=f"failed to start: {cause_of(error)}")
+                tell_manager(connection, STATUS=f"failed to start: {cause_of(error)}")
         raise
 
 

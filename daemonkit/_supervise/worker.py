@@ -22,16 +22,20 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 
-from daemonkit import _fork, _instance, _marks, _process
-from daemonkit._policy import Instance, Run
+from daemonkit._supervise import marks
+from daemonkit._supervise.policy import Instance, Run
+from daemonkit._supervise.run import become
+from daemonkit._system.fork import fork_child
+from daemonkit._system.prctl import become_subreaper
+from daemonkit._system.signals import ALL_SIGNALS, signal_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any, Final, NoReturn
 
-    from daemonkit._policy import Action
-    from daemonkit._settings import Settings
+    from daemonkit._supervise.policy import Action
+    from daemonkit._supervise.settings import Settings
 
 _MEMORY_EVERY: Final = 5.0  # seconds
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
@@ -84,7 +88,7 @@ class Worker:
     def work(self) -> NoReturn:
         """Supervise until nothing is left to run; end this process."""
         os.setsid()
-        _process.become_subreaper()
+        become_subreaper()
         for number in range(3):
             os.set_inheritable(number, True)
         self._set_up_signals()
@@ -105,7 +109,7 @@ class Worker:
         os._exit(0)
 
     def _set_up_signals(self) -> None:
-        for number in _fork.SIGNALS - {signal.SIGKILL, signal.SIGSTOP}:
+        for number in ALL_SIGNALS - {signal.SIGKILL, signal.SIGSTOP}:
             signal.signal(number, signal.SIG_DFL)  # instances inherit this
         for end in self.bell:
             end.setblocking(False)
@@ -198,8 +202,8 @@ class Worker:
         try:
             notify = self._notify_socket()
             # Put on this process, it is there from the fork on: there is no moment at which nobody knows whose it is.
-            _marks.put(self.settings.mark + number)
-            pid = _fork.fork_child(lambda: self._become(instance.index, notify))
+            marks.put(self.settings.mark + number)
+            pid = fork_child(lambda: self._become(instance.index, notify))
         except OSError as error:
             if notify:
                 notify.close()
@@ -224,7 +228,7 @@ class Worker:
             own = {self.epoll.fileno(), self.guardian, *self.settings.pipes.values(), *self.notify}
             own |= {end.fileno() for end in (self.control, *self.bell, notify) if end}
             own |= {stream.fd for stream in self.settings.streams if stream.fd is not None and stream.fd > 2}
-        _instance.become(self.settings, index, notify.getsockname() if notify else b"", self.pid, own)
+        become(self.settings, index, notify.getsockname() if notify else b"", self.pid, own)
 
     def _notify_socket(self) -> socket.socket | None:
         rules = self.settings.rules
@@ -255,7 +259,7 @@ class Worker:
         for level, kind, data in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
                 pid, uid, _ = _CREDENTIALS.unpack(data[: _CREDENTIALS.size])
-                return uid in ours or uid == self._user_of(run) or _marks.run_of(pid, self.settings.mark) == run.number
+                return uid in ours or uid == self._user_of(run) or marks.run_of(pid, self.settings.mark) == run.number
         return False
 
     def _user_of(self, run: Run) -> int | None:
@@ -273,11 +277,11 @@ class Worker:
         group = run.pid if run.pid in self.mains else None
         if group:
             roots.append(group)
-        others = {one for root in roots for one in (root, *_marks.descendants_of(root))}
+        others = {one for root in roots for one in (root, *marks.descendants_of(root))}
         if group:
             _signal_group(group, number)
         for pid in others:
-            _marks.signal_run(pid, number, self.settings.mark + run.number, group)
+            marks.signal_run(pid, number, self.settings.mark + run.number, group)
 
     def _kill(self, run: Run) -> None:
         if run.pid in self.mains:
@@ -322,7 +326,7 @@ class Worker:
     def _look_after_strays(self) -> None:
         """Learn whose the direct children are that are no main process; kill those whose run is over."""
         self.looked = True
-        own = set(_marks.children_of("self")) - self.mains.keys()
+        own = set(marks.children_of("self")) - self.mains.keys()
         self.strays = {pid: self.strays[pid] if pid in self.strays else self._number_of(pid) for pid in own}
         over = all(instance.done for instance in self.instances)
         for pid, number in self.strays.items():
@@ -333,7 +337,7 @@ class Worker:
 
     def _number_of(self, pid: int) -> int | None:
         """Return the number of the run that a process belongs to, by its mark, its session, or it alone is there."""
-        number = _marks.run_of(pid, self.settings.mark)
+        number = marks.run_of(pid, self.settings.mark)
         if number is not None:
             return number
         with contextlib.suppress(ProcessLookupError):
@@ -372,8 +376,8 @@ class Worker:
         for instance in self.instances:
             run = instance.current
             if run and run.up and not instance.replacing and run.stop_by is None and instance not in self.queue:
-                below = {*self.strays, *_marks.descendants_of(run.pid)}
-                group = [run.pid, *(pid for pid in below if _marks.group_of(pid) == run.pid)]
+                below = {*self.strays, *marks.descendants_of(run.pid)}
+                group = [run.pid, *(pid for pid in below if marks.group_of(pid) == run.pid)]
                 if sum(map(_resident, group)) > (self.settings.max_memory or 0):
                     self._emit("memory", run)
                     self.queue.append(instance)
@@ -434,7 +438,7 @@ _CAUSES: Final = {"start-timeout": ", as it was not up in time,", "watchdog": ",
 
 def _ending(run: Run) -> str:
     code = run.exitcode or 0
-    how = f"ended with status {code}" if code >= 0 else f"was ended by {_process.signal_name(-code)}"
+    how = f"ended with status {code}" if code >= 0 else f"was ended by {signal_name(-code)}"
     return how + _CAUSES.get(run.reason or "", "")
 
 

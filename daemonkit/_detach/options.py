@@ -1,0 +1,134 @@
+"""The options of `detached`: checked and looked up in the caller, before any fork."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from types import FrameType, ModuleType
+
+from daemonkit._pidfile.pidfile import PidFile
+from daemonkit._system.check import check_number, check_seconds
+from daemonkit._system.descriptors import descriptor_of
+from daemonkit._system.signals import ALL_SIGNALS
+from daemonkit._system.streams import STREAM_NAMES, check_enterable, check_path, check_stream
+from daemonkit._system.users import has_capability, owner_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+    from daemonkit._detach.context import DetachedContext
+    from daemonkit._system.streams import Path
+
+SignalKey = int | str
+Action = str | Callable[[int, FrameType | None], object] | int | None
+"""What a signal does: None ignores it, a string names a method, else as in `signal.signal`."""
+_CAP_SYS_CHROOT: Final = 18  # capabilities(7), linux/capability.h
+
+
+def check_options(context: DetachedContext) -> None:
+    """Refuse bad arguments, as far as that takes no look at the file system."""
+    for name in STREAM_NAMES:
+        check_stream(name, getattr(context, name))
+    for name in ("initgroups", "prevent_core", "wait_ready", "detach_process"):
+        if not isinstance(getattr(context, name), bool):
+            raise TypeError(f"{name}: True or False, not {getattr(context, name)!r}")
+    if context.close_fds not in ("inherited", "all"):
+        raise ValueError(f'close_fds: "inherited" or "all", not {context.close_fds!r}')
+    for item in context.files_preserve or ():
+        if item is not None:
+            descriptor_of("files_preserve", item)
+    check_number("umask", context.umask, 0o777)
+    check_seconds("start_timeout", context.start_timeout)
+    if context.start_timeout is not None and context.start_timeout <= 0:
+        raise ValueError(f"start_timeout: more than 0 seconds, or None, not {context.start_timeout!r}")
+    _check_paths(context)
+    _check_signals(context)
+    owner_of(context.uid, context.gid, initgroups=context.initgroups)
+
+
+def _check_paths(context: DetachedContext) -> None:
+    for name in ("working_directory", "chroot_directory"):
+        value = getattr(context, name)
+        if value is None and name == "chroot_directory":
+            continue
+        if not isinstance(value, (str, bytes, os.PathLike)):
+            raise TypeError(f"{name}: a path, not {value!r}")
+        check_path(name, value)
+    if isinstance(context.pidfile, (str, bytes, os.PathLike)):
+        context.pidfile = PidFile(os.fsdecode(context.pidfile))  # assigned since
+    if context.pidfile is not None and not isinstance(context.pidfile, AbstractContextManager):
+        raise TypeError(f"pidfile: a path, a PidFile or another context manager, not {context.pidfile!r}")
+
+
+def _check_signals(context: DetachedContext) -> None:
+    if not isinstance(context.signal_map, Mapping):
+        raise TypeError(f"signal_map: a mapping of signals to actions, not {context.signal_map!r}")
+    for key, action in context.signal_map.items():
+        number = signal_number(key)
+        if number in (signal.SIGKILL, signal.SIGSTOP):
+            raise ValueError(f"signal_map: {key!r} can be neither handled nor ignored")
+        if isinstance(action, str):
+            if not callable(getattr(context, action, None)):
+                raise ValueError(f'signal_map: no method {action!r} here; "terminate" and "reopen" are')  # noqa: TRY004 - its type is right
+        elif not (action is None or callable(action) or action in (signal.SIG_DFL, signal.SIG_IGN)):
+            raise TypeError(f"signal_map: None, a method's name or a handler for {key!r}, not {action!r}")
+
+
+def signal_number(key: object) -> int:
+    if isinstance(key, str) and key in signal.Signals.__members__:
+        return signal.Signals[key]
+    if isinstance(key, bool) or not isinstance(key, (int, str)):
+        raise TypeError(f'signal_map: keys are signals or their names, as "SIGHUP", not {key!r}')
+    if key not in ALL_SIGNALS:  # real-time signals are there too, which have no names
+        raise ValueError(f'signal_map: no signal {key!r} here; use signal.SIGHUP or "SIGHUP"')
+    return int(key)
+
+
+def has_running_loop(asyncio: ModuleType) -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def directories(chroot: Path | None, working: Path) -> tuple[str | None, str]:
+    """Return both as absolute paths, the second as seen from within the first; OSError if they can't be entered."""
+    directory = os.fsdecode(working)
+    if chroot is None:
+        directory = os.path.abspath(directory)
+        check_enterable(directory)
+        return None, directory
+    root = os.path.abspath(os.fsdecode(chroot))
+    directory = os.path.normpath("/" + directory)
+    check_enterable(root)
+    check_enterable(root + directory)
+    if not has_capability(_CAP_SYS_CHROOT):
+        raise PermissionError(
+            errno.EPERM, "chroot_directory: only root (CAP_SYS_CHROOT) can change the root; start as root", root
+        )
+    return root, directory
+
+
+def inside_root(path: str, root: str | None) -> str | None:
+    """Return the path by which a log is found again after the chroot, None if it is not in there."""
+    if root is None:
+        return path
+    prefix = root.rstrip("/") + "/"
+    return path[len(prefix) - 1 :] if path.startswith(prefix) else None
+
+
+def current_umask() -> int:
+    mask = os.umask(0o077)  # there is no call that only asks; should a thread create a file now, it is private
+    os.umask(mask)
+    return mask
+
+
+def handed_streams(context: DetachedContext) -> set[int]:
+    """Return the descriptors of open files given as streams: as with `DaemonContext`, the objects stay usable."""
+    values = ((name, getattr(context, name)) for name in STREAM_NAMES)
+    return {descriptor_of(name, value) for name, value in values if hasattr(value, "fileno")}

@@ -1,0 +1,1 @@
+"""The pidfile: a kernel lock for truth, a number for readers."""

@@ -1,0 +1,90 @@
+"""What 0, 1 and 2 of the program become, and the caller's ends of the pipes."""
+
+from __future__ import annotations
+
+import os
+
+from daemonkit._constants import DEVNULL, INHERIT, PIPE, STDOUT
+from daemonkit._system.descriptors import inode
+from daemonkit._system.streams import STREAM_NAMES, check_stream, open_source, remove_if_empty
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import contextlib
+    from collections.abc import Mapping
+    from typing import IO
+
+    from daemonkit._system.streams import Source, StreamOption
+    from daemonkit._system.users import Owner
+
+
+def check_streams(options: Mapping[str, StreamOption], data: object) -> None:
+    for name, value in options.items():
+        if not (isinstance(value, int) and value in (PIPE, INHERIT)):
+            check_stream(name, value)
+    if data is None:
+        return
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise TypeError(f"input: bytes, not {data!r}")
+    if options["stdin"] is not None:
+        raise ValueError("input: goes to stdin, so stdin can't be given too")
+
+
+def open_streams(  # noqa: PLR0913, PLR0917 - what it takes, and the two stacks that undo it
+    options: Mapping[str, StreamOption],
+    data: bytes | bytearray | memoryview | None,
+    null: int,
+    umask: int | None,
+    owner: Owner | None,
+    always: contextlib.ExitStack,
+    undo: contextlib.ExitStack,
+) -> tuple[tuple[int, ...], dict[str, IO[bytes]]]:
+    """Open what 0, 1 and 2 become, and the caller's ends of the pipes."""
+    fds: list[int] = []
+    pipes: dict[str, IO[bytes]] = {}
+    for name, value in options.items():
+        if name == "stdin" and data is not None:
+            fd = input_file(data)
+        elif value is None or value == DEVNULL:
+            fds.append(null)
+            continue
+        elif value == STDOUT and name == "stderr":
+            fds.append(fds[1])
+            continue
+        elif value == PIPE:
+            fd, pipes[name] = _pipe(name)
+            undo.callback(pipes[name].close)
+        else:
+            source = open_source(name, STREAM_NAMES.index(name) if value == INHERIT else value, umask)
+            fd = source.fd
+            _own_log(source, owner, undo)
+        fds.append(fd)
+        always.callback(os.close, fd)
+    return tuple(fds), pipes
+
+
+def _own_log(source: Source, owner: Owner | None, undo: contextlib.ExitStack) -> None:
+    if source.created and source.path:
+        undo.callback(remove_if_empty, source.path, inode(source.fd))
+        if owner:
+            os.fchown(source.fd, owner.uid, owner.gid)
+
+
+def input_file(data: bytes | bytearray | memoryview) -> int:
+    """Return a file in memory with the data, open for reading: unlike a pipe it needs nobody to fill it."""
+    fd = os.memfd_create("daemonkit-input")
+    try:
+        with memoryview(data).cast("B") as rest:
+            done = 0
+            while done < len(rest):
+                done += os.write(fd, rest[done:])
+        return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(fd)
+
+
+def _pipe(name: str) -> tuple[int, IO[bytes]]:
+    reader, writer = os.pipe()
+    if name == "stdin":
+        return reader, open(writer, "wb")
+    return writer, open(reader, "rb")

@@ -1,0 +1,189 @@
+"""Launch a detached program: `spawn_detached`.
+
+There are three ways to start one; none of them costs more in a caller with much memory, and all of them return once
+the program has been exec'ed. `os.posix_spawn` is the quick one, and resets signals in the child alone, but knows no
+`cwd`, `umask` or `user`. `subprocess.Popen` knows those, but passes on ignored and blocked signals. Where there are
+both, `Popen` starts a small Python program that resets the signals and becomes the one that was asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterable, Mapping, Sequence
+
+from daemonkit._pidfile.hold import Hold, take
+from daemonkit._pidfile.pidfile import PidFile
+from daemonkit._spawn.ends import check_streams, open_streams
+from daemonkit._spawn.ways import Plan, end_started, start_program
+from daemonkit._system.check import check_number
+from daemonkit._system.descriptors import descriptor_of
+from daemonkit._system.handle import DetachedProcess
+from daemonkit._system.pidfd import has_ended, is_child, reap
+from daemonkit._system.process import Identity, identity_of, ticks
+from daemonkit._system.program import command_of, directory_of, environment_of, find_program
+from daemonkit._system.streams import STREAM_NAMES, fill_closed
+from daemonkit._system.users import owner_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import IO
+
+    from daemonkit._system.streams import Path, StreamOption
+
+
+def spawn_detached(  # noqa: PLR0913 - each is an option of its own, and keyword-only
+    args: str | bytes | os.PathLike[str] | os.PathLike[bytes] | Sequence[Path],
+    *,
+    stdin: StreamOption = None,
+    stdout: StreamOption = None,
+    stderr: StreamOption = None,
+    input: bytes | bytearray | memoryview | None = None,  # noqa: A002 - subprocess's word
+    cwd: Path | None = None,
+    env: Mapping[str, str] | Mapping[bytes, bytes] | None = None,
+    executable: Path | None = None,
+    shell: bool = False,
+    umask: int | None = None,
+    pass_fds: Iterable[int] = (),
+    user: int | str | None = None,
+    group: int | str | None = None,
+    extra_groups: Iterable[int | str] | None = None,
+    pidfile: Path | PidFile | None = None,
+) -> DetachedProcess:
+    """Launch a program that outlives the caller, its terminal and a Ctrl-C there, and return its handle.
+
+    ::
+
+        p = daemonkit.spawn_detached(["python", "b.py"], stdout="b.log")
+        print(p.pid)
+
+    On return the program has been exec'ed. It leads a session and a process group of its own, has no terminal,
+    default signal dispositions, an empty signal mask, and no descriptors but 0, 1, 2, `pass_fds` and, with
+    `pidfile`, one for the lock. It stays an ordinary child of the caller as long as that lives.
+
+    `stdin`, `stdout`, `stderr`: None or `DEVNULL`, a path (read, or appended to; created 0o640 less the umask), an
+    open file or descriptor, `INHERIT`, `PIPE`, ``stderr=STDOUT``. `input`: bytes for its stdin, complete even if the
+    caller ends at once. `cwd`, `env`, `executable`, `shell`, `umask`, `pass_fds`: as in `subprocess`. `user`,
+    `group`, `extra_groups`: numbers or names; a user alone brings its own primary and supplementary groups, and
+    the caller's are never kept. `pidfile`: a path or a `PidFile`, locked before the program starts and held by it
+    for life; on return it names the program.
+
+    Raises in the caller, with nothing started and nothing left: OSError with its errno and, as `filename`, what is
+    at fault (the program, the interpreter in its ``#!``, `cwd`, a log, the pidfile); AlreadyRunningError; TypeError,
+    ValueError; LookupError for an unknown user or group; PermissionError without the right to change users. After
+    Node's ``spawn(command, args, {detached: true})``, posix_spawn(3) and `subprocess.Popen`.
+
+    >>> daemonkit.spawn_detached(["no-such-program"])
+    Traceback (most recent call last):
+    FileNotFoundError: [Errno 2] not found on PATH: 'no-such-program'
+    """
+    reap()
+    argv, program = command_of(args, executable, shell=shell)
+    options = {"stdin": stdin, "stdout": stdout, "stderr": stderr}
+    check_streams(options, input)
+    keep = _check_pass_fds(pass_fds)
+    variables = environment_of(env)
+    umask = None if umask == -1 else umask
+    check_number("umask", umask, 0o777)
+    owner = None
+    if user is not None or group is not None or extra_groups is not None:
+        _check_groups(extra_groups)
+        owner = owner_of(user, group, extra_groups, names=("user", "group", "extra_groups"))
+    folder = directory_of(cwd)
+    lock = _pidfile_of(pidfile)
+    found = find_program(program, variables, folder)
+    started: list[int] = []
+    try:
+        with contextlib.ExitStack() as fill, contextlib.ExitStack() as always, contextlib.ExitStack() as undo:
+            fill_closed(fill)
+            null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            always.callback(os.close, null)
+            hold = None
+            if lock:
+                hold = Hold(lock.path)
+                undo.callback(hold.release)
+                take(hold, lock.timeout)
+                hold.lend()
+            streams, pipes = open_streams(options, input, null, umask, owner, always, undo)
+            undo.callback(end_started, started)  # first of all that is undone
+            plan = Plan(
+                path=found,
+                argv=argv,
+                env=variables,
+                streams=streams,
+                keep=keep | {hold.fd} if hold else keep,
+                cwd=folder,
+                umask=-1 if umask is None else umask,
+                owner=owner,
+            )
+            before = ticks()
+            start_program(plan, started, program)
+            in_time = before == ticks()
+            always.close()  # which leaves room for a descriptor: one for a look at /proc, and then for the pidfd
+            who = _identity(started[0], before if in_time else None) if hold else None
+            handle = _handle(started[0], args, pipes)
+            if hold:
+                _hand_over(hold, handle, who)
+            undo.pop_all()
+    except BaseException:
+        end_started(started)  # a signal handler has raised after that
+        raise
+    return handle
+
+
+def _check_pass_fds(pass_fds: object) -> frozenset[int]:
+    if isinstance(pass_fds, (str, bytes)) or not isinstance(pass_fds, Iterable):
+        raise TypeError(f"pass_fds: descriptors, not {pass_fds!r}")
+    kept = frozenset(descriptor_of("pass_fds", fd) for fd in pass_fds)
+    for fd in kept:
+        try:
+            fcntl.fcntl(fd, fcntl.F_GETFD)
+        except OSError as error:
+            raise ValueError(f"pass_fds: descriptor {fd} is not open") from error
+    return kept - {0, 1, 2}
+
+
+def _check_groups(groups: object) -> None:
+    if groups is not None and (isinstance(groups, (str, bytes)) or not isinstance(groups, Iterable)):
+        raise TypeError(f"extra_groups: numbers and names of groups, not {groups!r}")
+
+
+def _pidfile_of(pidfile: Path | PidFile | None) -> PidFile | None:
+    if pidfile is None or isinstance(pidfile, PidFile):
+        return pidfile
+    if not isinstance(pidfile, (str, bytes, os.PathLike)):
+        raise TypeError(f"pidfile: a path or a PidFile, not {pidfile!r}")
+    return PidFile(os.fsdecode(pidfile))
+
+
+def _handle(pid: int, args: object, pipes: Mapping[str, IO[bytes]]) -> DetachedProcess:
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:  # it has ended, and was reaped by somebody else or by the kernel (SIGCHLD ignored)
+        pidfd, ended = _readable(), True
+    else:
+        ended = not is_child(pidfd)
+        if ended and not has_ended(pidfd):  # the same, and the number has been given out again
+            os.close(pidfd)
+            pidfd = _readable()
+    stdin, stdout, stderr = map(pipes.get, STREAM_NAMES)
+    return DetachedProcess(pid, pidfd, args, stdin=stdin, stdout=stdout, stderr=stderr, ended=ended)
+
+
+def _readable() -> int:
+    return os.eventfd(1, os.EFD_CLOEXEC)
+
+
+def _identity(pid: int, ticks: int | None) -> Identity | None:
+    """Return the program's identity; a look at /proc/PID/stat, which waits for the exec to end, if `ticks` is None."""
+    return identity_of(pid) if ticks is None else Identity(pid, ticks)
+
+
+def _hand_over(hold: Hold, handle: DetachedProcess, who: Identity | None) -> None:
+    """Make the program the holder of its pidfile; it has the lock's descriptor, and the caller needs none."""
+    if who and is_child(handle.fileno()):  # so that the number was the program's while it was looked up
+        hold.name_holder(who)
+        hold.close()
+    else:
+        hold.release()

@@ -1,0 +1,117 @@
+"""Keep a program running: `supervise`.
+
+Two processes take part. The calling process, which a pidfile names, keeps watch; a worker process does the
+supervising (`_worker`). Each watches the other by pidfd: if the worker is killed, the caller ends what it left and
+starts another; if the caller is killed, the worker ends everything. If both are, the kernel kills the instances.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+
+from daemonkit._supervise import settings as _settings
+from daemonkit._supervise.guardian import Guardian, recorded_signals
+from daemonkit._supervise.policy import Backoff
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from typing import Literal
+
+    from daemonkit._supervise.listen import Listen
+    from daemonkit._supervise.records import Event, Summary
+    from daemonkit._system.streams import Path, StreamOption
+
+
+def supervise(  # noqa: PLR0913 - each is an option of its own, and keyword-only
+    target: Sequence[Path] | Callable[[], object],
+    *,
+    instances: int | Literal["auto"] = 1,
+    restart: Literal["always", "on-failure", "never"] = "on-failure",
+    success_codes: Iterable[int] = (0,),
+    backoff: Backoff = Backoff(),  # noqa: B008 - frozen
+    min_uptime: float = 1.0,
+    max_restarts: int | None = None,
+    stop_signal: int = signal.SIGTERM,
+    stop_timeout: float = 10.0,
+    wait_ready: bool = False,
+    start_timeout: float = 30.0,
+    watchdog: float | None = None,
+    max_memory: int | None = None,
+    cpu_affinity: Literal["spread"] | None = None,
+    listen: Listen | Iterable[Listen] = (),
+    cwd: Path | None = None,
+    env: Mapping[str, str] | Mapping[bytes, bytes] | None = None,
+    user: int | str | None = None,
+    group: int | str | None = None,
+    umask: int | None = None,
+    stdin: StreamOption = None,
+    stdout: StreamOption = None,
+    stderr: StreamOption = None,
+    log_max_bytes: int | None = None,
+    log_backups: int = 5,
+    on_event: Callable[[Event], object] | None = None,
+) -> Summary:
+    """Run a program n times and keep it running; return once nothing is left to run.
+
+    ::
+
+        with daemonkit.detached(pidfile="web.pid", stdout="web.log", stderr=daemonkit.STDOUT):
+            daemonkit.supervise(["python", "worker.py"], instances=4, restart="always")
+
+    Runs in the foreground, in the main thread, until SIGTERM or SIGINT (a second one kills at once), or until all
+    instances have ended for good. SIGHUP restarts them one at a time, each new run before the old one is stopped.
+    `target` is a command as in `spawn_detached`, or a callable without arguments, which runs in a forked child.
+    Each instance has ``DAEMONKIT_INSTANCE`` (from 0 on), a session of its own, default signal dispositions and an empty
+    mask. What it starts is ended with it. Times are in seconds, sizes in bytes.
+
+    `instances`: a number, or "auto", one per usable CPU. `restart`: "always", "on-failure" (a status not in
+    `success_codes`), "never". `backoff`, `min_uptime`, `max_restarts`: the delay before each restart in a row after the
+    first; how long a run lives to start the row afresh; after how many in a row the instance is given up.
+    `stop_signal`, `stop_timeout`: to the instance's group and descendants, then SIGKILL. `wait_ready`,
+    `start_timeout`: it is up when it sends READY=1 to its ``NOTIFY_SOCKET``, as sd_notify(3) does; one that is not up
+    by then is killed. `watchdog`: the longest time between two WATCHDOG=1. `max_memory`: resident, of its group; above
+    it the instance is replaced. `cpu_affinity`: "spread", one CPU each. `listen`: "host:port", "unix:path" or sockets,
+    bound once and handed over as sd_listen_fds(3) describes; a callable has them in place of what it had as 3 and up.
+    `cwd`, `env`, `user`, `group`, `umask`, `stdin`, `stdout`, `stderr`: as in `spawn_detached`, the last two by default
+    the caller's; ``{instance}`` in a path is the number. `log_max_bytes`, `log_backups`: rotate stdout and stderr by
+    size, as ``log.1`` and so on. `on_event`: called with each `Event` in the calling process; if it raises, that is
+    logged and the work goes on.
+
+    Raises, before anything is started: TypeError, ValueError, LookupError; OSError with its path; RuntimeError
+    outside the main thread. Signal handlers and the caller's children are as before when it returns.
+
+    >>> daemonkit.supervise(["true"], instances=2).exitcode
+    0
+    """
+    if threading.current_thread() is not threading.main_thread():
+        raise RuntimeError("supervise() must be called in the main thread: signal handlers are its own")
+    rules = _settings.rules_of(
+        restart, success_codes, backoff, min_uptime, max_restarts, stop_timeout, wait_ready, start_timeout, watchdog
+    )
+    if on_event is not None and not callable(on_event):
+        raise TypeError(f"on_event: a callable or None, not {on_event!r}")
+    with contextlib.ExitStack() as stack:
+        settings, pumps = _settings.settle(
+            target,
+            stack,
+            rules=rules,
+            instances=instances,
+            stop_signal=stop_signal,
+            max_memory=max_memory,
+            cpu_affinity=cpu_affinity,
+            listen=listen,
+            cwd=cwd,
+            env=env,
+            user=user,
+            group=group,
+            umask=umask,
+            streams={"stdin": stdin, "stdout": stdout, "stderr": stderr},
+            log_max_bytes=log_max_bytes,
+            log_backups=log_backups,
+        )
+        guardian = Guardian(settings, pumps, on_event)
+        with recorded_signals(guardian):
+            return guardian.watch()

@@ -1,0 +1,33 @@
+"""Arguments that are refused before anything happens."""
+
+from __future__ import annotations
+
+import math
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+_MODE: Final = 0o7777  # the highest of those numbers that people write in octal
+
+
+def check_seconds(name: str, value: object) -> None:
+    """Refuse what is not a number of seconds or None: TypeError, ValueError."""
+    if value is None:
+        return
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{name}: seconds or None, not {value!r}")
+    if math.isnan(value) or (isinstance(value, int) and abs(value) >= 1 << 63):
+        raise ValueError(f"{name}: seconds or None, not {value!r}")
+
+
+def check_number(name: str, value: object, highest: int) -> None:
+    """Refuse what is not a number from 0 to `highest` or None: TypeError, ValueError."""
+    limit = oct(highest) if highest <= _MODE else highest
+    text = f"{name}: a number from 0 to {limit} or None, not {value!r}"
+    if value is None:
+        return
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(text)
+    if not 0 <= value <= highest:
+        raise ValueError(text)

@@ -1,0 +1,111 @@
+"""Ends and exit statuses, by pidfd: a number may be given out again, a pidfd never means another process."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import struct
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+_INFO = struct.Struct("QQ12I")  # struct pidfd_info of linux/pidfd.h: what is asked for, ..., the wait status
+_INFO_EXIT: Final = 1 << 3
+_GET_INFO: Final = 3 << 30 | _INFO.size << 16 | 0xFF << 8 | 11  # PIDFD_GET_INFO, Linux 6.15
+
+
+def wait_for_end(pid: int | None, seconds: float) -> None:
+    """Return when process `pid` ends, or after that many seconds, whichever is first."""
+    with contextlib.ExitStack() as stack:
+        poll = select.poll()
+        with contextlib.suppress(OSError):  # it has ended, or is not to be watched: the time limit remains
+            pidfd = os.pidfd_open(pid or 0)
+            stack.callback(os.close, pidfd)
+            poll.register(pidfd, select.POLLIN)
+        poll.poll(seconds * 1000)
+
+
+def has_ended(pidfd: int) -> bool:
+    """Tell whether the process is a zombie or gone."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def is_child(pidfd: int) -> bool:
+    """Tell whether it is a child of this process that nobody has reaped yet, so that its number is its own."""
+    try:
+        os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+    except OSError:
+        return False
+    return True
+
+
+def exit_status(pidfd: int, *, reap: bool) -> int | None:
+    """Return a child's exit status (negative: the signal), None while it runs; ChildProcessError if it is not ours.
+
+    Without `reap` it is left to whoever has a claim to it.
+    """
+    result = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG | (0 if reap else os.WNOWAIT))
+    if result is None:
+        return None
+    return result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
+
+
+def status_after_reaping(pidfd: int) -> int | None:
+    """Return the exit status of a process that somebody else has reaped, where the kernel still tells it."""
+    info = bytearray(_INFO.pack(_INFO_EXIT, *[0] * 13))
+    try:
+        fcntl.ioctl(pidfd, _GET_INFO, info)
+    except OSError:
+        return None
+    known, *_, status = _INFO.unpack(info)
+    return os.waitstatus_to_exitcode(status) if known & _INFO_EXIT else None
+
+
+class _Dropped:
+    """Children whose handles were dropped: each is reaped at the next call of daemonkit after its end."""
+
+    def __init__(self) -> None:
+        self._pidfds: set[int] = set()
+        self._poll = select.poll()
+        self._parent = os.getpid()
+
+    def add(self, pidfd: int) -> None:
+        if self._parent != os.getpid():
+            self.__init__()  # type: ignore[misc]  # in a fork: what is in it are another process's children
+        self._pidfds.add(pidfd)
+        self._poll.register(pidfd, select.POLLIN)
+
+    def reap(self) -> None:
+        if not self._pidfds or self._parent != os.getpid():
+            return
+        try:
+            ended = self._poll.poll(0)
+        except RuntimeError:  # another thread is at it
+            return
+        for pidfd, _ in ended:
+            try:
+                self._pidfds.remove(pidfd)
+            except KeyError:  # ... and was first
+                continue
+            self._poll.unregister(pidfd)
+            with contextlib.suppress(ChildProcessError):  # somebody else reaped it
+                exit_status(pidfd, reap=True)
+            os.close(pidfd)
+
+
+_dropped = _Dropped()
+
+
+def drop(pidfd: int) -> None:
+    """Take over the pidfd of a child that nobody will ask about any more."""
+    _dropped.add(pidfd)
+
+
+def reap() -> None:
+    """Reap the dropped children that have ended: whatever launches a program or looks at one calls this."""
+    _dropped.reap()

@@ -1,0 +1,172 @@
+"""Processes seen from outside: start times, identities, namespaces."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import math
+import os
+import time
+from collections import namedtuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+_HZ = os.sysconf("SC_CLK_TCK")
+_TICK: Final = 10**9 // _HZ  # nanoseconds
+_PID_BITS = 22  # the kernel's PID_MAX_LIMIT is 2**22: include/linux/threads.h
+_NAMESPACE_BITS: Final = 29
+
+
+class Identity(namedtuple("Identity", ("pid", "started"))):
+    """A process told apart from any later one that is given the same number."""
+
+    __slots__ = ()
+    pid: int
+    started: int
+    """Clock ticks since boot: field 22 of proc(5)'s /proc/PID/stat."""
+
+    @property
+    def token(self) -> int:
+        """Both in one number, which fits the offset of a kernel lock (62 of 63 bits)."""
+        return self.started << _PID_BITS | self.pid
+
+    @classmethod
+    def from_token(cls, token: int) -> Identity:
+        """Undo `token`."""
+        return cls(token & (1 << _PID_BITS) - 1, token >> _PID_BITS)
+
+
+_own: Identity | None = None
+
+
+def identity() -> Identity:
+    """Return this process's identity; it is read once in each process.
+
+    Raises OSError where /proc is not mounted.
+    """
+    global _own  # noqa: PLW0603 - a cache for one process; a fork makes it stale, hence the check
+    if _own is None or _own.pid != os.getpid():
+        _, started = _read_stat("self")
+        _own = Identity(os.getpid(), started)
+    return _own
+
+
+def _read_stat(pid: int | str) -> tuple[bool, int]:
+    """Return whether the process has ended (it may be a zombie), and when it started."""
+    fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        # The name (field 2) may hold blanks and parentheses: count from the last ")".
+        fields = os.read(fd, 4096).rpartition(b")")[2].split()
+    finally:
+        os.close(fd)
+    # The state is that of the first thread: after its pthread_exit(3) the process lives on in the others.
+    ended = fields[0] in {b"Z", b"X"} and int(fields[17]) <= 1
+    return ended, int(fields[19])
+
+
+_namespace_id: tuple[int, int] | None = None
+
+
+def namespace_id() -> int:
+    """Return what tells this process's PID and time namespaces from others: numbers and start times are theirs.
+
+    58 bits, as the numbers of namespaces differ in their lower 28; 0 where there is no /proc.
+    """
+    global _namespace_id  # noqa: PLW0603 - as above
+    if _namespace_id is None or _namespace_id[0] != os.getpid():
+        _namespace_id = os.getpid(), pid_namespace() << _NAMESPACE_BITS | _namespace("time")
+    return _namespace_id[1]
+
+
+def pid_namespace() -> int:
+    """Return what tells this process's PID namespace from others."""
+    return _namespace("pid")
+
+
+def _namespace(kind: str) -> int:
+    try:
+        return os.stat(f"/proc/self/ns/{kind}").st_ino & (1 << _NAMESPACE_BITS) - 1
+    except OSError:  # a kernel without them has but one
+        return 0
+
+
+def _is_own_proc() -> bool:
+    """Tell whether the numbers in /proc are ours: not in a PID namespace that still has the outer one's."""
+    try:
+        return os.readlink("/proc/self") == str(os.getpid())
+    except OSError:
+        return False
+
+
+def identity_of(pid: int) -> Identity | None:
+    """Return a process's identity, though it be a zombie; None if it is gone."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Identity(pid, _read_stat(pid)[1] if _is_own_proc() else ticks())
+    return None
+
+
+def all_pids() -> list[int]:
+    """Return every process that can be seen."""
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def start_of(pid: int) -> int | None:
+    """Return when process `pid` started, in clock ticks since boot; None if it has ended (a zombie has).
+
+    0 means that it lives and /proc hides the rest (``hidepid``, a chroot without /proc, another PID namespace's).
+    """
+    own = _is_own_proc()
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        if own:
+            ended, started = _read_stat(pid)
+            return None if ended else started
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return 0  # EPERM means alive
+    except (ProcessLookupError, OverflowError):
+        return None
+    return None if own else 0
+
+
+def is_alive(who: Identity) -> bool:
+    """Tell whether that very process lives, not one that was given its number later."""
+    return start_of(who.pid) in {who.started, 0}
+
+
+def ticks() -> int:
+    """Return the time since boot in clock ticks: what a process that starts now is given as its start time."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // _TICK
+
+
+_booted = math.nan
+_SAME: Final = 0.005  # seconds
+
+
+def wall_clock(started: int) -> float:
+    """Turn clock ticks since boot into seconds since the epoch, by today's clock: the same until that is set."""
+    global _booted  # noqa: PLW0603 - two clocks are never read at once
+    before = after = -math.inf
+    while not after - before < _SAME:  # again, if this process had to wait in between
+        before, now, after = (
+            time.clock_gettime(time.CLOCK_BOOTTIME),
+            time.time(),
+            time.clock_gettime(time.CLOCK_BOOTTIME),
+        )
+    if not abs(now - after - _booted) < 2 * _SAME:
+        _booted = now - after
+    return _booted + started / _HZ
+
+
+def has_terminal() -> bool:
+    """Tell whether this process has a controlling terminal; OSError where no descriptor is left to find out."""
+    try:
+        fd = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM}:
+            raise
+        return False
+    os.close(fd)
+    return True
