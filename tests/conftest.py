@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import harness
@@ -35,6 +36,14 @@ def _subreaper() -> None:
     for number, default in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGQUIT, signal.SIG_DFL), default_int):
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, default)
+
+
+@pytest.fixture(scope="session")
+def everybody() -> Iterator[dict[str, str]]:
+    """Return an environment in which any user's Python finds daemonkit: the checkout may be closed to others."""
+    with tempfile.TemporaryDirectory(prefix="daemonkit-open-") as directory:
+        harness.open_copy(Path(directory), "daemonkit", "daemon", "lockfile")
+        yield {**os.environ, "PYTHONPATH": directory}
 
 
 @pytest.fixture(autouse=True)

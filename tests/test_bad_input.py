@@ -112,7 +112,9 @@ DENIED = {
 
 @pytest.mark.parametrize(("options", "expected"), DENIED.items(), ids=DENIED)
 @pytest.mark.skipif(os.geteuid() != 0, reason="root lays out what an ordinary user may not touch")
-def test_what_an_ordinary_user_may_not(tmp_path: Path, options: str, expected: tuple[str, str]) -> None:
+def test_what_an_ordinary_user_may_not(
+    tmp_path: Path, everybody: dict[str, str], options: str, expected: tuple[str, str]
+) -> None:
     for name, mode in {"closed": 0o755, "private": 0o700, "open": 0o777}.items():
         (tmp_path / name).mkdir()
         (tmp_path / name).chmod(mode)
@@ -121,7 +123,7 @@ def test_what_an_ordinary_user_may_not(tmp_path: Path, options: str, expected: t
         parent.chmod(parent.stat().st_mode | 0o055)
     tmp_path.chmod(0o777)
     more = "" if "pidfile" in options else "pidfile='pid', "
-    done = run(tmp_path, ORDINARY.format(65534) + TRY.format(options=more + options))
+    done = run(tmp_path, ORDINARY.format(65534) + TRY.format(options=more + options), env=everybody)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == "|".join(expected), done.stdout
     assert (tmp_path / "roots").read_text() == ""
@@ -178,7 +180,7 @@ def test_no_descriptors_left(tmp_path: Path, limit: int) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a user with no other processes takes root")
 @pytest.mark.parametrize("left", [0, 1])
-def test_no_processes_left(tmp_path: Path, left: int) -> None:
+def test_no_processes_left(tmp_path: Path, everybody: dict[str, str], left: int) -> None:
     for parent in [tmp_path, *tmp_path.parents][:4]:
         parent.chmod(parent.stat().st_mode | 0o055)
     tmp_path.chmod(0o777)
@@ -195,6 +197,7 @@ def test_no_processes_left(tmp_path: Path, left: int) -> None:
             print(error)
             assert not os.path.exists("pid")
     """),
+        env=everybody,
     )
     assert "Resource temporarily unavailable" in done.stdout, done
 

@@ -14,12 +14,10 @@ import signal
 import stat
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import lockfile
 import pytest
-from harness import PATIENCE, Terminal, alive, eventually, let_everybody_in
+from harness import PATIENCE, Terminal, alive, eventually, let_everybody_in, python_for_everybody
 
 import daemonkit
 from daemonkit import cli
@@ -28,6 +26,7 @@ from daemonkit.cli import _app, _keep, _parser
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 COMMAND = [sys.executable, "-m", "daemonkit"]
 FIELDS = ["name", "state", "up", "wanted", "pid", "restarts", "uptime", "cpu", "memory"]
@@ -818,16 +817,12 @@ def test_a_home_that_others_can_write_is_refused(shell: Shell) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become an ordinary user")
-def test_as_an_ordinary_user(shell: Shell) -> None:
-    python = shutil.which("python3", path="/usr/bin")  # one that everybody can read
-    if (
-        not python
-        or subprocess.run([python, "-c", "import sys; sys.exit(sys.version_info < (3, 11))"], check=False).returncode
-    ):
-        pytest.skip("there is no /usr/bin/python3 of 3.11 or later")
+def test_as_an_ordinary_user(shell: Shell, everybody: dict[str, str]) -> None:
+    python = python_for_everybody()
+    if not python:
+        pytest.skip("there is no Python 3.11 or later that another user can execute")
     let_everybody_in(shell.folder)
-    libraries = Path(lockfile.__file__).parent.parent, Path(daemonkit.__file__).parent.parent
-    shell.environment["PYTHONPATH"] = ":".join(map(str, libraries))
+    shell.environment["PYTHONPATH"] = everybody["PYTHONPATH"]
 
     def somebody(uid: int, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -940,13 +940,14 @@ ARGUMENTS = {
 }  # fmt: skip
 
 
-def judged(directory: Path, cases: dict[str, str], mode: str, check: str = "") -> dict[str, Any]:
+def judged(directory: Path, cases: dict[str, str], mode: str, check: str = "", **options: Any) -> dict[str, Any]:
     before, more = MODES[mode]
     (directory / "kept").write_text("kept\n")
     told = call(
         directory,
         before + check + TRY + f"tell(results={{text: attempt(text, {more!r}) for text in {list(cases)!r}}})\n",
         timeout=60,
+        **options,
     )
     assert (directory / "kept").read_text() == "kept\n"
     results: dict[str, Any] = told["results"]
@@ -1116,7 +1117,7 @@ DENIED = {
 
 @root_only
 @pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "user"])
-def test_what_an_ordinary_user_may_not(tmp_path: Path, mode: str) -> None:
+def test_what_an_ordinary_user_may_not(tmp_path: Path, everybody: dict[str, str], mode: str) -> None:
     (tmp_path / "closed").mkdir()
     script(tmp_path / "closed" / "program", "#!/bin/sh\n")
     (tmp_path / "closed").chmod(0o700)
@@ -1130,7 +1131,7 @@ def test_what_an_ordinary_user_may_not(tmp_path: Path, mode: str) -> None:
     if mode in {"all", "SIGCHLD ignored"}:
         # There it takes this very interpreter to set the signals back, which root may keep to itself.
         del cases["['./interpreted']"]
-    results = judged(tmp_path, cases, mode, check=ORDINARY)
+    results = judged(tmp_path, cases, mode, check=ORDINARY, env=everybody)
     wrong = {}
     for text, expected in cases.items():
         kind, _, what = expected.partition("|")
@@ -1248,13 +1249,12 @@ def test_the_very_first_spawn_may_be_the_one_without_descriptors(tmp_path: Path,
 
 @root_only
 @pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "user"])
-def test_no_processes_left(tmp_path: Path, mode: str) -> None:
+def test_no_processes_left(tmp_path: Path, everybody: dict[str, str], mode: str) -> None:
     let_everybody_in(tmp_path)
     script(tmp_path / "kept", "kept\n", 0o666)
     limit = "resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))\n"
-    result = judged(
-        tmp_path, {"['true']": ""}, mode, check="assert spawn(['true']).wait() in (0, None)\n" + ORDINARY + limit
-    )["['true']"]
+    check = "assert spawn(['true']).wait() in (0, None)\n" + ORDINARY + limit
+    result = judged(tmp_path, {"['true']": ""}, mode, check=check, env=everybody)["['true']"]
     assert result[:2] == ["BlockingIOError", 11]
 
 

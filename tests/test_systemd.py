@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import itertools
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import boot
@@ -18,6 +17,7 @@ import daemonkit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     Services = Callable[..., Service]
 
