@@ -341,6 +341,7 @@ class DetachedContext(DaemonContext):
     ) -> tuple[Source | None, ...]:
         """Open what 0, 1 and 2 become. In the foreground stdout and stderr stay unless they are given."""
         sources: list[Source | None] = []
+        heir = owner if owner.groups is not None else None  # whoever it becomes must be able to reopen a new log
         for name in STREAM_NAMES:
             value = getattr(self, name)
             if value is None and name != "stdin" and not self.detach_process:
@@ -348,13 +349,11 @@ class DetachedContext(DaemonContext):
                 continue
             if value == STDOUT and name == "stderr":
                 value = sources[1].fd if sources[1] else 1
-            source = open_source(name, value, umask)
+            source = open_source(name, value, umask, heir)
             sources.append(source)
             always.callback(os.close, source.fd)
             if source.created and source.path:
                 undo.callback(remove_if_empty, source.path, inode(source.fd))
-                if owner.groups is not None:
-                    os.fchown(source.fd, owner.uid, owner.gid)  # or it could not be reopened
         return tuple(sources)
 
     # --- in the daemon, or in the foreground ------------------------------------------------------------------------

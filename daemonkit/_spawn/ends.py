@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import IO
 
-    from daemonkit._system.streams import Source, StreamOption
+    from daemonkit._system.streams import StreamOption
     from daemonkit._system.users import Owner
 
 
@@ -55,19 +55,13 @@ def open_streams(  # noqa: PLR0913, PLR0917 - what it takes, and the two stacks 
             fd, pipes[name] = _pipe(name)
             undo.callback(pipes[name].close)
         else:
-            source = open_source(name, STREAM_NAMES.index(name) if value == INHERIT else value, umask)
+            source = open_source(name, STREAM_NAMES.index(name) if value == INHERIT else value, umask, owner)
             fd = source.fd
-            _own_log(source, owner, undo)
+            if source.created and source.path:
+                undo.callback(remove_if_empty, source.path, inode(fd))
         fds.append(fd)
         always.callback(os.close, fd)
     return tuple(fds), pipes
-
-
-def _own_log(source: Source, owner: Owner | None, undo: contextlib.ExitStack) -> None:
-    if source.created and source.path:
-        undo.callback(remove_if_empty, source.path, inode(source.fd))
-        if owner:
-            os.fchown(source.fd, owner.uid, owner.gid)
 
 
 def input_file(data: bytes | bytearray | memoryview) -> int:

@@ -49,9 +49,7 @@ class Log:
         """Who was interrupted in the midst of a line, which is to be finished first."""
 
     def _open(self) -> None:
-        self.fd, created = open_log(self.path, self._umask)
-        if created and self._owner:
-            os.fchown(self.fd, self._owner.uid, self._owner.gid)
+        self.fd, _ = open_log(self.path, self._umask, self._owner)
         info = os.fstat(self.fd)
         self._size: float = info.st_size if stat.S_ISREG(info.st_mode) else -math.inf  # a device is not rotated
 

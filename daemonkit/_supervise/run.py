@@ -63,10 +63,7 @@ def _open_streams(settings: Settings, index: int) -> None:
             fd = settings.pipes[number, index]
         elif stream.path is not None:
             path = stream.path.replace("{instance}", str(index))
-            fd = open_source(STREAM_NAMES[number], path, settings.umask).fd
-            if settings.owner and number:
-                with contextlib.suppress(OSError):
-                    os.fchown(fd, settings.owner.uid, settings.owner.gid)
+            fd = open_source(STREAM_NAMES[number], path, settings.umask, settings.owner).fd
         elif stream.fd is not None:
             fd = stream.fd
         else:

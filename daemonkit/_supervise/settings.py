@@ -120,7 +120,7 @@ def settle(  # noqa: PLR0913 - the options
     if most:
         pumps = make_pumps(logs, count, most, log_backups, umask, owner, stack)
     else:
-        _check_logs(logs, count, umask)
+        _check_logs(logs, count, umask, owner)
     settings = Settings(
         target=command,
         path=path,
@@ -144,12 +144,12 @@ def settle(  # noqa: PLR0913 - the options
     return settings, tuple({id(pump): pump for pump in pumps.values()}.values())
 
 
-def _check_logs(templates: Mapping[int, str], count: int, umask: int | None) -> None:
+def _check_logs(templates: Mapping[int, str], count: int, umask: int | None, owner: Owner | None) -> None:
     """Open each log once: that it can't be written is said here, and not at the first start."""
     for path in {
         template.replace("{instance}", str(index)) for template in templates.values() for index in range(count)
     }:
-        os.close(open_log(path, umask)[0])
+        os.close(open_log(path, umask, owner)[0])
 
 
 def _count(instances: object) -> int:

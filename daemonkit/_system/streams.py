@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 
 from daemonkit._constants import DEVNULL, STDOUT
-from daemonkit._system.descriptors import descriptor_of, is_open
+from daemonkit._system.descriptors import descriptor_of, inode, is_open
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from typing import Final, TextIO, TypeGuard
 
     from daemonkit._system.descriptors import HasFileno
+    from daemonkit._system.users import Owner
 
     Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
     StreamOption = Path | int | HasFileno | None
@@ -73,10 +74,10 @@ def check_enterable(directory: str) -> None:
         raise OSError(error.errno, os.strerror(error.errno or 0), directory) from None
 
 
-def open_source(name: str, value: StreamOption, umask: int | None) -> Source:
+def open_source(name: str, value: StreamOption, umask: int | None, owner: Owner | None = None) -> Source:
     """Open what a stream is to become, on a descriptor above 2 so that no later `dup2` runs it over.
 
-    Logs are created 0o640 less `umask` (None: the caller's). Raises OSError with the path.
+    Logs are opened by `open_log`. Raises OSError with the path.
     """
     if value is None or value == DEVNULL:
         return Source(_lifted(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), name))
@@ -84,15 +85,20 @@ def open_source(name: str, value: StreamOption, umask: int | None) -> Source:
         path = os.path.abspath(os.fsdecode(value))
         if name == "stdin":
             return Source(_lifted(_open_blocking(path, os.O_RDONLY), name), path)
-        fd, created = open_log(path, umask)
+        fd, created = open_log(path, umask, owner)
         return Source(_lifted(fd, name), path, created)
     if callable(flush := getattr(value, "flush", None)) and name != "stdin":
         flush()  # what the program wrote to it before comes before what the daemon writes
     return Source(_above_2(descriptor_of(name, value), name))
 
 
-def open_log(path: str, umask: int | None) -> tuple[int, bool]:
-    """Open a log for appending; return its descriptor and whether it was created. No symbolic link is followed."""
+def open_log(path: str, umask: int | None, owner: Owner | None = None) -> tuple[int, bool]:
+    """Open a log for appending; return its descriptor and whether this call created it.
+
+    A new log is created 0o640 less `umask` (None: the caller's) and given to `owner`, who may have to open it anew.
+    A file or a device that was there before keeps its owner: it may be another user's log, or /dev/null. No symbolic
+    link is followed.
+    """
     flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW
     while True:
         try:
@@ -109,8 +115,15 @@ def open_log(path: str, umask: int | None) -> tuple[int, bool]:
             if error.errno == errno.ELOOP:
                 raise OSError(errno.ELOOP, _LINK, path) from error
             raise
-        if umask is not None:
-            os.fchmod(fd, _LOG_MODE & ~umask)
+        try:
+            if umask is not None:
+                os.fchmod(fd, _LOG_MODE & ~umask)
+            if owner:
+                os.fchown(fd, owner.uid, owner.gid)
+        except OSError as error:
+            remove_if_empty(path, inode(fd))
+            os.close(fd)
+            raise OSError(error.errno, f"{error.strerror}: the new log can't be given to its user", path) from error
         return fd, True
 
 
