@@ -7,13 +7,17 @@ BIN := $(VENV)/bin
 FLAKE ?= 20
 WORKERS ?= 3
 
-.PHONY: demo test check docs dist bench stress flake coverage clean
+.PHONY: demo test quick check docs dist bench stress flake coverage clean
 
 demo: $(VENV)/.base
 	@$(BIN)/python examples/demo.py
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+# For the work between: no builds, boots, crash sweeps or documentation, and two of each table of cases.
+quick: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -n $(WORKERS) --quick $(ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check

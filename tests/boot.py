@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness import PATIENCE, PRELUDE, children, eventually, textwrap
+from harness import PATIENCE, PRELUDE, children, eventually, open_copy, textwrap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -179,11 +179,16 @@ class Service:
         self.machine.systemctl("daemon-reload")
 
     def open_to(self, user: str) -> None:
-        """Let another user run the program, and write to its directory."""
+        """Let another user run the program, and write to its directory; the checkout may be closed to others."""
         shutil.chown(self.path, pwd.getpwnam(user).pw_uid)
-        for path in (CHECKOUT, Path(PYTHON), Path(os.path.realpath(PYTHON))):
-            for directory in path.parents:
-                self.machine.run("chmod", "o+x", directory)  # in the overlay, not in what lies below
+        library = self.machine.inside("/srv/library")
+        if not library.exists():
+            open_copy(library, "daemonkit", "daemon", "lockfile")
+        python = os.path.realpath(PYTHON)
+        for directory in Path(python).parents:
+            self.machine.run("chmod", "o+x", directory)  # in the overlay, not in what lies below
+        unit = self.machine.inside(f"/run/systemd/system/{self.name}.service").read_text()
+        self.write("service", unit.replace(PYTHON, f"/usr/bin/env PYTHONPATH=/srv/library {python}"))
 
     def __call__(self, verb: str) -> subprocess.CompletedProcess[str]:
         """`systemctl VERB name`."""

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,33 @@ import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+# What `make quick` leaves out: what builds, boots, sweeps, or takes seconds by its nature.
+CASES = 2  # of each table
+LONG_FILES = {
+    *("test_install", "test_docs", "test_examples", "test_systemd", "test_crash", "test_lock_protocol", "test_servers"),
+    *("test_everywhere", "test_walkthrough", "test_bench", "test_programs", "test_libraries"),
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="leave out what takes long, and most of each table of cases")
+
+
+@pytest.hookimpl(tryfirst=True)  # before they are shuffled: each worker must keep the same
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("quick"):
+        return
+    seen: Counter[str] = Counter()
+    kept, left_out = [], []
+    for item in items:
+        test = item.nodeid.partition("[")[0]
+        seen[test] += 1
+        is_long = item.path.stem in LONG_FILES or item.get_closest_marker("long")
+        (left_out if is_long or seen[test] > CASES else kept).append(item)
+    items[:] = kept
+    config.hook.pytest_deselected(items=left_out)
 
 
 def pytest_configure(config: pytest.Config) -> None:
