@@ -6,10 +6,11 @@ Nothing is loaded until a name is used: importing daemonkit costs a fraction of 
 TYPE_CHECKING = False  # type checkers take this name for typing's, which would have to be imported
 if TYPE_CHECKING:
     from daemonkit._constants import DEVNULL, INHERIT, PIPE, STDOUT
-    from daemonkit._control import Status, attach, send_signal, status, stop
+    from daemonkit._control import attach, send_signal, stop
     from daemonkit._detach import DetachedContext, detached
     from daemonkit._pidfile.pidfile import PidFile
     from daemonkit._spawn import spawn_detached
+    from daemonkit._status import Status, status
     from daemonkit._supervise import Backoff, Event, InstanceRecord, Summary, supervise
     from daemonkit._system.handle import DetachedProcess
     from daemonkit.errors import (
@@ -59,12 +60,12 @@ _HOME = {
     "Backoff": "_supervise",
     "Event": "_supervise",
     "InstanceRecord": "_supervise",
-    "Status": "_control",
+    "Status": "_status",
     "Summary": "_supervise",
     "supervise": "_supervise",
     "attach": "_control",
     "send_signal": "_control",
-    "status": "_control",
+    "status": "_status",
     "stop": "_control",
     "spawn_detached": "_spawn",
     "DEVNULL": "_constants",

@@ -98,7 +98,7 @@ def test_nothing_runs_is_an_error_of_its_own(tmp_path: Path, call: str) -> None:
     for text in (None, "", "rubbish\n", "99999999\n", f"{2**22 - 1}\n"):
         if text is not None:
             (tmp_path / "app.pid").write_text(text)
-        with pytest.raises(daemonkit.NotRunningError, match="nothing holds") as caught:
+        with pytest.raises(daemonkit.NotRunningError, match="is not held: nothing is running") as caught:
             getattr(daemonkit, call)(tmp_path / "app.pid", *arguments)
         assert caught.value.path == str(tmp_path / "app.pid") and isinstance(caught.value, ProcessLookupError)
         assert text is None or (tmp_path / "app.pid").read_text() == text

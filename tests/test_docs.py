@@ -124,6 +124,7 @@ def test_what_a_transcript_shows_is_what_a_shell_shows(tmp_path: Path, page: Pat
     "name",
     [
         "_control",
+        "_status",
         "_detach.context",
         "_system.handle",
         "_pidfile.pidfile",

@@ -258,7 +258,7 @@ def reader(me: Contender) -> None:
         holder = holder_module.find_holder(str(me.world.path))
         if holder and holder.pid not in me.seen:
             raise BrokenPromiseError(f"read {holder.pid}, not one of {me.seen}")
-        if me.steady and not (holder and holder.pid in me.steady.pids and holder.ours):
+        if me.steady and not (holder and holder.pid in me.steady.pids and holder.locked_by_daemonkit):
             raise BrokenPromiseError(f"read {holder} while {me.steady.pids} held it all along")
         me.seen = me.steady = None
         me.pause()

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import subprocess
 import sys
 from importlib import resources
+from typing import TYPE_CHECKING
 
 import lockfile
 import pytest
 
 import daemonkit
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def _fresh(code: str, *flags: str) -> str:
@@ -38,6 +43,55 @@ for name in daemonkit.__all__:
 print("typing" in sys.modules)
 """
     assert _fresh(code, "-S") == "False\n"
+
+
+SLOW = {
+    "argparse",
+    "ctypes",
+    "daemon",
+    "dataclasses",
+    "datetime",
+    "enum",
+    "lockfile",
+    "signal",
+    "socket",
+    "subprocess",
+    "typing",
+}
+
+
+@pytest.mark.parametrize(
+    ("reading", "expected"),
+    [
+        ("daemonkit.status('free.pid')", set()),
+        ("assert daemonkit.status('held.pid').pid", set()),
+        ("assert daemonkit.status('held.pid') == daemonkit.status('held.pid')", set()),
+        ("assert daemonkit.status('held.pid').started", {"datetime"}),
+        (
+            "assert daemonkit.PidFile('held.pid').read_pid()",
+            {"enum", "lockfile", "socket"},
+        ),  # the base class needs them
+    ],
+)
+def test_asking_a_pidfile_loads_nothing_that_takes_longer_than_the_answer(
+    tmp_path: Path, reading: str, expected: set[str]
+) -> None:
+    """Many programs run for the answer alone: a probe, a shell prompt."""
+    code = f"import sys; sys.path[:] = {sys.path!r}; import daemonkit; {reading}; print(*sys.modules)"
+    with daemonkit.PidFile(tmp_path / "held.pid"):
+        command = [sys.executable, "-S", "-c", code]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert SLOW & set(done.stdout.split()) == expected, done.stderr
+
+
+def test_ls_loads_nothing_that_takes_longer_than_the_answer(tmp_path: Path) -> None:
+    code = f"import sys; sys.path[:] = {sys.path!r}; from daemonkit.cli import main; main(['ls']); print(*sys.modules)"
+    command = [sys.executable, "-S", "-c", code]
+    environment = {**os.environ, "DAEMONKIT_HOME": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert not {"daemon", "dataclasses", "datetime", "lockfile", "subprocess", "typing"} & set(done.stdout.split()), (
+        done
+    )
 
 
 def test_all_names_are_there_and_no_others() -> None:

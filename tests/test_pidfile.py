@@ -147,7 +147,7 @@ def test_another_tools_living_process_counts_as_holder_and_a_recycled_number_doe
     path.write_text(f"{sleeper}\n")
     lock = PidFile(path)
     assert lock.is_locked() and lock.read_pid() == sleeper
-    with pytest.raises(AlreadyRunningError, match="another tool's process, it seems") as caught:
+    with pytest.raises(AlreadyRunningError, match="it seems to belong to another tool") as caught:
         lock.acquire()
     assert caught.value.pid == sleeper
     with pytest.raises(AlreadyRunningError):
@@ -302,7 +302,7 @@ def test_file_systems_without_unnamed_files_leave_no_debris(tmp_path: Path, monk
 
 @root_only
 def test_where_the_directory_is_not_writable_any_more_the_file_is_emptied(tmp_path: Path) -> None:
-    for parent in [tmp_path, *tmp_path.parents][:3]:
+    for parent in [tmp_path, *tmp_path.parents][:4]:
         parent.chmod(0o755)
     done = run(
         tmp_path,
@@ -535,11 +535,11 @@ def test_another_tool_that_locks_its_pidfile_itself_is_respected(tmp_path: Path,
         lock = PidFile(tmp_path / "pid")
         assert lock.is_locked() and lock.read_pid() == tool.pid
         for call in (lock.acquire, lock.break_lock):
-            with pytest.raises(AlreadyRunningError, match="another tool's process, it seems") as caught:
+            with pytest.raises(AlreadyRunningError, match="it seems to belong to another tool") as caught:
                 call()
             assert caught.value.pid == tool.pid
         holder = find_holder(str(tmp_path / "pid"))
-        assert holder and not holder.ours  # what daemonkit has not locked it must never signal
+        assert holder and not holder.locked_by_daemonkit  # what daemonkit has not locked it must never signal
         assert pid_in(tmp_path / "pid") == tool.pid
 
 
@@ -1023,7 +1023,7 @@ TWICE = """
                 print("refused", daemonkit.status(sys.argv[1]).running, str(error).partition("; ")[2], flush=True)
         sys.stdin.readline()
 """
-INSIDE = "its number is that of another PID namespace (a container): end it there"
+INSIDE = "its number is that of another PID namespace (a container): stop it there"
 
 
 def _starters(directory: Path, *wrappers: tuple[str, ...]) -> list[str]:
@@ -1047,7 +1047,7 @@ def test_a_file_that_is_held_in_another_pid_namespace_is_held(tmp_path: Path, pr
     within = ("unshare", "--pid", "--fork", *proc)
     for wrappers in (within, ()), ((), within):
         first, second, *others = _starters(tmp_path, *wrappers)
-        assert first == "started" and second.startswith("refused True end that one first (kill "), second
+        assert first == "started" and second.startswith("refused True stop it with daemonkit.stop("), second
         assert others == [f"refused True {INSIDE}"] * 2
         (tmp_path / "pid").unlink()
 
@@ -1163,11 +1163,11 @@ def test_who_locks_what_is_behind_the_lock_takes_it_from_nobody(tmp_path: Path) 
         from daemonkit._system.process import namespace_id
         lock = daemonkit.PidFile("app.pid")
         lock.acquire()
-        behind = ranges.END + (namespace_id() << ranges.NAMESPACE_SHIFT)
+        behind = ranges.end_of_lock(ranges.State.DAEMON)
         code = f'''if True:
             import fcntl, struct, sys
             file = open("app.pid")
-            fcntl.fcntl(file, fcntl.F_OFD_SETLK, struct.pack("hhqqi", fcntl.F_RDLCK, 0, {behind + ranges.DAEMON}, 0, 0))
+            fcntl.fcntl(file, fcntl.F_OFD_SETLK, struct.pack("hhqqi", fcntl.F_RDLCK, 0, {behind}, 0, 0))
             print(flush=True)
             sys.stdin.read()
         '''

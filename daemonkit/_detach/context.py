@@ -141,7 +141,7 @@ class DetachedContext(DaemonContext):
         if detach_process is None:
             detach_process = not must_stay()
         if isinstance(pidfile, (str, bytes, os.PathLike)):
-            pidfile = PidFile(os.fsdecode(pidfile))
+            pidfile = PidFile(pidfile)
         if files_preserve is not None and not isinstance(files_preserve, Iterable):
             raise TypeError(f"files_preserve: descriptors and open files, not {files_preserve!r}")
         super().__init__(

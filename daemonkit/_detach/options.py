@@ -59,7 +59,7 @@ def _check_paths(context: DetachedContext) -> None:
             raise TypeError(f"{name}: a path, not {value!r}")
         check_path(name, value)
     if isinstance(context.pidfile, (str, bytes, os.PathLike)):
-        context.pidfile = PidFile(os.fsdecode(context.pidfile))  # assigned since
+        context.pidfile = PidFile(context.pidfile)  # assigned since
     if context.pidfile is not None and not isinstance(context.pidfile, AbstractContextManager):
         raise TypeError(f"pidfile: a path, a PidFile or another context manager, not {context.pidfile!r}")
 

@@ -1,4 +1,23 @@
-"""Holding a pidfile: take it, hand it over, release it."""
+"""Holding a pidfile: take it, hand it over, release it.
+
+**Publishing.** A file gets its name only once it is complete: an unnamed file (``O_TMPFILE``, open(2)) is given its
+text and its lock, and then a name (linkat(2)), which fails if the name is taken. So no reader ever finds an empty or
+partial file, and ``kill -9`` at any point leaves no debris. The obvious way, to open the file by its name and lock it,
+has a moment at which the file is there and nobody holds it.
+
+**Removing a stale file.** Between a look at a file and its removal another starter may have replaced it. So whoever
+removes a file holds its mutex (`ranges`), looks again, and makes sure that the name still leads to this very file: by
+device and inode, as FreeBSD's pidfile_verify does.
+
+**Handing over.** A forked daemon has the same open file as its parent, and so the same lock. It makes the lock and the
+text name itself; the parent only closes its descriptors. A program that was launched cannot do this itself, so the
+launcher does it, and states before that the lock is lent (`State`).
+
+What has to be undone is registered before it is done: a signal handler may raise between any two steps.
+
+This module loads `lockfile` and `daemonkit.errors` at once. After a change of user or root it may be too late for that,
+as their files may not be readable any more.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +30,23 @@ import threading
 import time
 from functools import partial
 
+from lockfile import LockFailed, LockTimeout
+
 from daemonkit._pidfile.holder import already_running, examine, explained, find_holder
-from daemonkit._pidfile.ranges import DAEMON, END, FLOCK, LENT, NAMED, NAMESPACE_SHIFT, NEW, PID_MAX, PLAIN, locked_by
+from daemonkit._pidfile.ranges import FLOCK, PID_MAX, State, end_of_lock, find_lock
+from daemonkit._system.descriptors import append_result
 from daemonkit._system.pidfd import reap, wait_for_end
-from daemonkit._system.process import Identity, identity, namespace_id
+from daemonkit._system.process import Identity, identity
+from daemonkit.errors import AlreadyRunningError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Final
 
-
 _MODE: Final = 0o644
 _WRITE = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
-_MUTEX_PATIENCE: Final = 2.0  # seconds; who holds the mutex makes a few system calls and is gone
+_MUTEX_PATIENCE: Final = 2.0  # seconds; a process needs the mutex for a few system calls
 _SLICE: Final = 0.05  # seconds between looks at a file whose holder may release it without ending
 
 
@@ -40,9 +62,7 @@ def _mutex(fd: int, path: str) -> Iterator[None]:
             _lock(fd, fcntl.F_WRLCK, 0, 1)
         except (BlockingIOError, PermissionError):
             if time.monotonic() > deadline:
-                from lockfile import LockFailed  # noqa: PLC0415 - see above
-
-                msg = f"{path}: another process keeps it locked, but does not hold it; end that one (see lslocks)"
+                msg = f"{path}: another process keeps it locked, but does not hold it; stop that process (see lslocks)"
                 raise LockFailed(msg) from None
             wait_for_end(None, 0.001)
         else:
@@ -53,20 +73,20 @@ def _mutex(fd: int, path: str) -> Iterator[None]:
         _lock(fd, fcntl.F_UNLCK, 0, 1)
 
 
-class Hold:  # no dataclass: to import those takes as long as all the rest, and `daemonkit ls` is to be quick
-    """A lock that this process has or is about to get: the open file, and its directory and name to find it by."""
+class Hold:  # not a dataclass: importing dataclasses takes as long as all the rest
+    """A lock that this process has or is about to take: the open file, and its directory and name to find it by."""
 
-    __slots__ = ("_kind", "fds", "folder", "inode", "name", "owner", "path")
+    __slots__ = ("_state", "fds", "folder", "inode", "name", "owner", "path")
 
     def __init__(self, path: str) -> None:
-        """Name the file, for `take`. Whatever comes of that, `release` undoes it."""
+        """Name the file, for `take`. `release` undoes whatever was done since."""
         self.path = path
         self.folder, self.name = os.path.split(path)
         self.fds: list[int] = []
-        """The directory's, O_PATH, which finds the file also after a chroot; the file's."""
+        """The directory's (O_PATH, it finds the file also after a chroot), then the file's."""
         self.inode = (0, 0)
         self.owner = Identity(0, 0)
-        self._kind = NEW
+        self._state = State.TAKEN
 
     @property
     def directory(self) -> int:
@@ -75,88 +95,85 @@ class Hold:  # no dataclass: to import those takes as long as all the rest, and 
 
     @property
     def fd(self) -> int:
-        """The file's descriptor, which has the lock."""
+        """The file's descriptor. The lock belongs to it."""
         return self.fds[1]
 
     def open(self, path: str, flags: int) -> None:
-        """Open one more of its descriptors: in one step for the interpreter, so that no signal handler loses it."""
+        """Open one more of its descriptors."""
         directory = self.fds[0] if self.fds else None
-        self.fds += map(partial(os.open, dir_fd=directory), [path], [flags | os.O_CLOEXEC], [_MODE])
+        append_result(self.fds, partial(os.open, path, flags | os.O_CLOEXEC, _MODE, dir_fd=directory))
 
     def fill(self) -> None:
-        """Lock the new file and name this process in it."""
+        """Make the new file name this process, and lock it."""
         info = os.fstat(self.fd)
         self.inode = info.st_dev, info.st_ino
         if info.st_mode & 0o7777 != _MODE:
-            os.fchmod(self.fd, _MODE)  # the umask had its say
-        self.owner, self._kind = identity(), NEW
+            os.fchmod(self.fd, _MODE)  # the umask has taken bits away
+        self.owner, self._state = identity(), State.TAKEN
         os.write(self.fd, b"%d\n" % self.owner.pid)
         self._lock_range()
 
     def is_current(self) -> bool:
         """Tell whether the name still leads to this very file."""
         try:
-            there = os.stat(self.name, dir_fd=self.directory, follow_symlinks=False)
-        except (OSError, IndexError):  # gone, or given up
+            found = os.stat(self.name, dir_fd=self.directory, follow_symlinks=False)
+        except (OSError, IndexError):  # the file is gone, or this hold was closed
             return False
-        return self.inode == (there.st_dev, there.st_ino)
+        return self.inode == (found.st_dev, found.st_ino)
 
     def claim(self) -> None:
-        """Make the calling process the one that the lock and the file name."""
+        """Make the lock and the file name this process, which shares the open file with the process that took it."""
         me = identity()
-        # The mutex is taken on a descriptor of its own: one that descendants share could outlive this process.
+        # The mutex needs a descriptor of its own: one that descendants share could keep it locked after this process.
         with contextlib.ExitStack() as stack:
             own = os.open(self.name, _WRITE, dir_fd=self.directory)
             stack.callback(os.close, own)
             stack.enter_context(_mutex(own, self.path))
             if not self.is_current():
                 raise FileNotFoundError(errno.ENOENT, "removed or replaced while the daemon was starting", self.path)
-            if lock := locked_by(own):
-                self._kind = lock[1] & (1 << NAMESPACE_SHIFT) - 1  # a daemon that has ended since may have said another
-            self.name_holder(me, DAEMON if _is_daemon() else PLAIN)
+            if lock := find_lock(own):
+                self._state = lock.state  # a daemon that has ended meanwhile may have changed it
+            self.name_holder(me, State.DAEMON if _is_daemon() else State.HANDED_OVER)
 
     def keep(self) -> None:
         """Let this process hold it until it is released, or the process ends."""
         if _is_daemon():
-            self._tell(DAEMON)
+            self._set_state(State.DAEMON)
 
-    def name_holder(self, who: Identity, kind: int = PLAIN) -> None:
-        """Make `who` the one that the lock and the file name; for whoever has the mutex, or is the holder so far.
+    def name_holder(self, who: Identity, state: int = State.HANDED_OVER) -> None:
+        """Make the lock and the file name `who`; for the holder so far, or under the mutex.
 
-        There is no moment at which either names nobody: the lock's range is widened or kept before it is cut, its
-        end last, and the text is written in one piece, padded to its old length and only then shortened.
+        There is no moment at which either of them names nobody. The range is widened or kept before it is cut, and its
+        end comes last. The text is written in one piece, padded to its old length, and only then shortened.
         """
         text, length = b"%d\n" % who.pid, os.fstat(self.fd).st_size
         os.pwrite(self.fd, text.ljust(length, b"\n"), 0)
         if length > len(text):
             os.ftruncate(self.fd, len(text))
-        if self._kind == LENT:
-            self._tell(NAMED)
+        if self._state == State.LENT:
+            self._set_state(State.NAMED)
         self.owner = who
         self._lock_range()
         _lock(self.fd, fcntl.F_UNLCK, PID_MAX, who.token - PID_MAX)
-        self._tell(kind)
+        self._set_state(state)
 
     def lend(self) -> None:
-        """Say that a program is about to get the lock's descriptor; `name_holder` is to follow."""
-        self._tell(LENT)
+        """State that a program is about to get the lock's descriptor; `name_holder` has to follow."""
+        self._set_state(State.LENT)
 
-    def _tell(self, kind: int) -> None:
-        before, self._kind = self._kind, kind
+    def _set_state(self, state: int) -> None:
+        before, self._state = self._state, state
         try:
             self._lock_range()
-        except BlockingIOError:  # it would grow, after a start that failed, into what a reader has locked
-            self._kind = before
-        _lock(self.fd, fcntl.F_UNLCK, self._end(), 0)
+        except BlockingIOError:  # after a failed start the range would grow into what a reader has locked
+            self._state = before
+        _lock(self.fd, fcntl.F_UNLCK, end_of_lock(self._state), 0)
 
     def _lock_range(self) -> None:
-        _lock(self.fd, fcntl.F_WRLCK, self.owner.token, self._end() - self.owner.token)
-
-    def _end(self) -> int:
-        return END + (namespace_id() << NAMESPACE_SHIFT | self._kind)
+        _lock(self.fd, fcntl.F_WRLCK, self.owner.token, end_of_lock(self._state) - self.owner.token)
 
     def release(self) -> None:
-        """Free the pidfile: removed, or emptied where this process may not remove it any more."""
+        """Free the pidfile: remove it, or empty it where this process may not remove it any more."""
         if self.is_current():
             try:
                 os.unlink(self.name, dir_fd=self.directory)
@@ -167,63 +184,33 @@ class Hold:  # no dataclass: to import those takes as long as all the rest, and 
         self.close()
 
     def close(self) -> None:
-        """Give up this process's descriptors, and the lock if they are the last."""
+        """Close this process's descriptors. The lock goes with the last one in any process."""
         _holds.discard(self)
         while self.fds:
-            with contextlib.suppress(OSError):  # somebody closed all there was
+            with contextlib.suppress(OSError):  # the program has closed all descriptors, for example
                 os.close(self.fds.pop())
 
 
+# --- every hold of this process, and forks --------------------------------------------------------------------------
+
 _holds: set[Hold] = set()
-_adopting = threading.local()
+_passing = threading.local()
+_hooked = False
+_daemon_pid = 0
 
 
-def _hold_of(path: str) -> Hold | None:
+def keep(hold: Hold) -> None:
+    """Let this process hold it until it is released, or the process ends."""
+    hold.keep()
+    _hook_fork()
+    _holds.add(hold)
+
+
+def own_hold(path: str, likely: Hold | None) -> Hold | None:
+    """Return the hold that this process has on a pidfile: `likely` if it is one still, else any other."""
+    if likely in _holds:
+        return likely
     return next((hold for hold in tuple(_holds) if hold.path == path), None)
-
-
-def _forget() -> None:
-    """In a forked child: its copies of the lock must not outlive the holder. Closed, never unlocked."""
-    if not getattr(_adopting, "now", False):
-        for hold in tuple(_holds):
-            hold.close()
-
-
-@contextlib.contextmanager
-def locks_inherited() -> Iterator[None]:
-    """Let a fork in this block, by this thread, pass every lock on; the child calls `adopt`."""
-    _adopting.now = True
-    try:
-        yield
-    finally:
-        _adopting.now = False
-
-
-_daemon = 0
-
-
-def _is_daemon() -> bool:
-    """Tell whether this process is a detached daemon, and not a fork of one."""
-    return _daemon == os.getpid()
-
-
-def adopt_locks() -> None:
-    """In a detached daemon: hold every lock that it was passed. Raises OSError if a file was taken away."""
-    global _daemon  # noqa: PLW0603 - what this process is now
-    _daemon = os.getpid()
-    for hold in tuple(_holds):
-        hold.claim()
-
-
-def take_back_locks() -> None:
-    """In the process that passed its locks on, once the other has ended: hold again what is still there."""
-    from lockfile import LockFailed  # noqa: PLC0415 - see above
-
-    for hold in tuple(_holds):
-        try:
-            hold.claim()
-        except (OSError, LockFailed):
-            hold.close()
 
 
 def lock_descriptors() -> set[int]:
@@ -231,15 +218,60 @@ def lock_descriptors() -> set[int]:
     return {fd for hold in tuple(_holds) for fd in hold.fds}
 
 
+def _hook_fork() -> None:
+    global _hooked  # noqa: PLW0603 - a fork hook cannot be taken back: set it once, and only when there is a lock
+    if not _hooked:
+        os.register_at_fork(after_in_child=_forget)
+        _hooked = True
+
+
+def _forget() -> None:
+    """Close a forked child's copies of the locks: they must not outlive the holder. Unlocking would free its file."""
+    if not getattr(_passing, "now", False):
+        for hold in tuple(_holds):
+            hold.close()
+
+
+@contextlib.contextmanager
+def locks_inherited() -> Iterator[None]:
+    """Let a fork in this block, by this thread, pass every lock on. The child calls `adopt_locks`."""
+    _passing.now = True
+    try:
+        yield
+    finally:
+        _passing.now = False
+
+
+def _is_daemon() -> bool:
+    """Tell whether this process is a detached daemon, and not a fork of one."""
+    return _daemon_pid == os.getpid()
+
+
+def adopt_locks() -> None:
+    """Hold every lock that this process, a detached daemon, was passed. Raises OSError if a file was taken away."""
+    global _daemon_pid  # noqa: PLW0603 - a fact about this process
+    _daemon_pid = os.getpid()
+    for hold in tuple(_holds):
+        hold.claim()
+
+
+def take_back_locks() -> None:
+    """Hold again, in the process that passed its locks on, what is still there once the other process has ended."""
+    for hold in tuple(_holds):
+        try:
+            hold.claim()
+        except (OSError, LockFailed):
+            hold.close()
+
+
+# --- taking a file --------------------------------------------------------------------------------------------------
+
+
 def take(hold: Hold, timeout: float | None) -> None:
-    """Publish the file, locked and naming the caller, which is to keep it or to hand it on.
+    """Publish the file, locked and naming the caller; `keep` it or hand it on afterwards.
 
-    It is the caller's to release also if this raises, as a signal handler may do at any moment.
+    The caller has to release it also if this raises, as a signal handler may do at any moment.
     """
-    from lockfile import LockTimeout  # noqa: PLC0415 - see above
-
-    from daemonkit.errors import AlreadyRunningError  # noqa: PLC0415 - see above
-
     reap()
     deadline = time.monotonic() + (math.inf if timeout is None else timeout)
     while True:
@@ -257,14 +289,14 @@ def take(hold: Hold, timeout: float | None) -> None:
 
 
 def _take_now(hold: Hold) -> None:
-    with _answering(hold.path):
+    with _errors_explained(hold.path):
         while not _publish(hold):
             _remove_stale(hold.path)
 
 
 @contextlib.contextmanager
-def _answering(path: str) -> Iterator[None]:
-    """Explain an OSError. A live holder is the better answer: its file may be all that this user can read here."""
+def _errors_explained(path: str) -> Iterator[None]:
+    """Explain an OSError. A live holder is the better answer: this user may be able to read its file, and no more."""
     try:
         yield
     except OSError as error:
@@ -274,40 +306,12 @@ def _answering(path: str) -> Iterator[None]:
         raise explained(error, path) from error
 
 
-def keep(hold: Hold) -> None:
-    """Let this process hold it until it is released, or the process ends."""
-    hold.keep()
-    _hook_fork()
-    _holds.add(hold)
-
-
-def own_hold(path: str, likely: Hold | None) -> Hold | None:
-    """Return the hold that this process has on a pidfile: the likely one if it still is, else whichever there is."""
-    return likely if likely in _holds else _hold_of(path)
-
-
-def remove_stale(path: str) -> None:
-    """Remove the file if nobody holds it; AlreadyRunningError against a live holder."""
-    with _answering(path):
-        _remove_stale(path)
-
-
-_hooked = False
-
-
-def _hook_fork() -> None:
-    global _hooked  # noqa: PLW0603 - fork hooks can't be taken back, so one is set, and only once there is a lock
-    if not _hooked:
-        os.register_at_fork(after_in_child=_forget)
-        _hooked = True
-
-
 def _publish(hold: Hold) -> bool:
     """Give its path a new file, complete and locked; return False if the name is taken."""
     if not hold.name:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), hold.path)
     hold.open(hold.folder, os.O_PATH | os.O_DIRECTORY)
-    source = _nameless_file(hold)
+    source = _open_new(hold)
     try:
         hold.fill()
         linked = _link(source, hold.name, hold.directory)
@@ -319,14 +323,14 @@ def _publish(hold: Hold) -> bool:
     return linked
 
 
-def _nameless_file(hold: Hold) -> str:
+def _open_new(hold: Hold) -> str:
     """Open a new file, and return the path to link it by."""
     try:
         hold.open(".", os.O_TMPFILE | os.O_RDWR)
     except OSError as error:
         if error.errno not in {errno.EOPNOTSUPP, errno.EISDIR}:
             raise
-        # NFS and FUSE have no O_TMPFILE: a name of its own, which only a crash before the link leaves behind.
+        # NFS and FUSE lack O_TMPFILE. A temporary name instead is left behind only by a crash before the link.
         source = f".{hold.name}.{os.getpid()}.{threading.get_ident()}"
         hold.open(source, _WRITE | os.O_CREAT | os.O_EXCL)
         return source
@@ -341,8 +345,13 @@ def _link(source: str, name: str, directory: int) -> bool:
     return True
 
 
+def remove_stale(path: str) -> None:
+    """Remove the file if nobody holds it; AlreadyRunningError against a live holder."""
+    with _errors_explained(path):
+        _remove_stale(path)
+
+
 def _remove_stale(path: str) -> None:
-    """Remove the file if nobody holds it; raise AlreadyRunningError if somebody does."""
     try:
         fd = os.open(path, _WRITE)
     except FileNotFoundError:
@@ -352,7 +361,7 @@ def _remove_stale(path: str) -> None:
         if holder := examine(fd, path):
             raise already_running(path, holder)
         stack.enter_context(_mutex(fd, path))
-        # Another starter may have been here, or the holder's daemon: look again, now that nobody else can.
+        # Another starter or the holder's daemon may have been here. Nobody else can come now, so look again.
         if holder := examine(fd, path):
             raise already_running(path, holder)
         with contextlib.suppress(FileNotFoundError):

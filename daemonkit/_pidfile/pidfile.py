@@ -1,20 +1,21 @@
-"""`PidFile`: the pidfile as lockfile has it."""
+"""`PidFile`: the pidfile as a `lockfile` class."""
 
 from __future__ import annotations
 
 import math
-import os
 
 from lockfile import NotLocked, NotMyLock
 from lockfile.pidlockfile import PIDLockFile
 
 from daemonkit._pidfile.hold import Hold, keep, own_hold, remove_stale, take
-from daemonkit._pidfile.holder import find_holder
+from daemonkit._pidfile.holder import find_holder, pidfile_path
 from daemonkit._system.check import check_seconds
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final, Self
+
+    from daemonkit._system.streams import Path
 
 
 _AS_BUILT: Final = -math.inf  # no timeout was given to acquire(): the one that the object was made with
@@ -40,14 +41,10 @@ class PidFile(PIDLockFile):
     path: str
     timeout: float | None
 
-    def __init__(
-        self, path: str | bytes | os.PathLike[str], timeout: float | None = 0, *, threaded: bool = False
-    ) -> None:
+    def __init__(self, path: Path, timeout: float | None = 0, *, threaded: bool = False) -> None:
         """Name the file; nothing is opened yet. `threaded` is lockfile's, and without effect there too."""
         check_seconds("timeout", timeout)
-        if not path or "\0" in os.fsdecode(path):
-            raise ValueError(f"pidfile: {path!r} is no path")
-        super().__init__(os.path.abspath(os.fsdecode(path)), threaded, timeout)
+        super().__init__(pidfile_path(path), threaded, timeout)
         self._hold: Hold | None = None
 
     def __enter__(self) -> Self:

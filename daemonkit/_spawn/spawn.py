@@ -150,11 +150,7 @@ def _check_groups(groups: object) -> None:
 
 
 def _pidfile_of(pidfile: Path | PidFile | None) -> PidFile | None:
-    if pidfile is None or isinstance(pidfile, PidFile):
-        return pidfile
-    if not isinstance(pidfile, (str, bytes, os.PathLike)):
-        raise TypeError(f"pidfile: a path or a PidFile, not {pidfile!r}")
-    return PidFile(os.fsdecode(pidfile))
+    return pidfile if pidfile is None or isinstance(pidfile, PidFile) else PidFile(pidfile)
 
 
 def _handle(pid: int, args: object, pipes: Mapping[str, IO[bytes]]) -> DetachedProcess:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,3 +32,12 @@ def check_number(name: str, value: object, highest: int) -> None:
         raise TypeError(text)
     if not 0 <= value <= highest:
         raise ValueError(text)
+
+
+def absolute_path(path: str) -> str:
+    """Return the path from the root; FileNotFoundError if it is relative and the working directory is gone."""
+    try:
+        return os.path.abspath(path)
+    except FileNotFoundError as error:
+        text = "the working directory is gone, it was removed; give an absolute path, or enter another directory"
+        raise FileNotFoundError(error.errno, text, path) from error

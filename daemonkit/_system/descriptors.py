@@ -6,10 +6,11 @@ import contextlib
 import fcntl
 import os
 import stat
+from itertools import starmap
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from typing import Protocol
 
     class HasFileno(Protocol):
@@ -17,6 +18,14 @@ if TYPE_CHECKING:
 
         def fileno(self) -> int:
             """Return its descriptor."""
+
+
+def append_result(results: list[int], call: Callable[[], int]) -> None:
+    """Append the result of a C function, a `partial`, in one step of the interpreter.
+
+    A signal handler runs between two steps, and may raise. ``fd = os.open(...)`` are two: the descriptor would be lost.
+    """
+    results.extend(starmap(call, [()]))
 
 
 def descriptor_of(name: str, value: object) -> int:

@@ -14,7 +14,6 @@ import os
 import re
 import stat
 
-from daemonkit._pidfile.hold import remove_stale
 from daemonkit._pidfile.holder import find_holder
 from daemonkit._system.pidfd import wait_for_end
 from daemonkit._system.process import ticks
@@ -114,6 +113,8 @@ class App:
 
     def forget(self) -> None:
         """Remove all that is known of it, with its logs; AlreadyRunningError if it runs (another start came first)."""
+        from daemonkit._pidfile.hold import remove_stale  # Importing lockfile takes 10 ms.
+
         remove_stale(self.pidfile)
         for path in (*self.logs(), f"{self._path}.state", f"{self._path}.json"):
             with contextlib.suppress(FileNotFoundError):
@@ -125,7 +126,7 @@ class App:
         state = self._state_of(holder) if holder else self._state()
         runs = state.get("instances", ())
         ended = "failed" if state.get("exitcode") else "stopped"
-        begins = bool(holder and holder.ours and not state and self._has_said_nothing())
+        begins = bool(holder and holder.locked_by_daemonkit and not state and self._has_said_nothing())
         up = sum(bool(one["up"]) for one in runs)
         uptime = (ticks() - holder.started) / os.sysconf("SC_CLK_TCK") if holder and holder.started else None
         return {

@@ -95,7 +95,7 @@ def _become(app: App, settings: Settings) -> NoReturn:
         status = error.code if isinstance(error.code, int) else 1
     except AlreadyRunningError as error:
         holder = app.holder()
-        if holder and not holder.ours:
+        if holder and not holder.locked_by_daemonkit:
             _say.say(_say.in_one_line(error))
         else:
             pid = app.settled_pid() or error.pid
