@@ -11,7 +11,7 @@ import os
 import signal as _signal
 
 from daemonkit._pidfile.holder import find_holder, pidfile_path
-from daemonkit._system.check import check_seconds
+from daemonkit._system.check import check_boolean, check_seconds
 from daemonkit._system.handle import DetachedProcess
 from daemonkit.errors import NotRunningError, StopTimeoutError
 
@@ -70,8 +70,7 @@ def stop(
     True
     """
     check_seconds("timeout", timeout)
-    if not isinstance(kill, bool):
-        raise TypeError(f"kill: True or False, not {kill!r}")
+    check_boolean("kill", kill)
     process = attach(pidfile)
     process.send_signal(signal)
     if process.wait_for_end(timeout):

@@ -44,17 +44,21 @@ class NotRunningError(DaemonkitError, ProcessLookupError):
 class StartError(DaemonkitError):
     """The daemon failed before it counted as started; raised in the caller, with nothing left behind.
 
-    `traceback` is the daemon's own traceback as text ('' where there is none, as after a signal), `exitcode` its
-    exit status: negative for a signal, None where nobody can tell.
+    `traceback` is the daemon's own traceback as text ('' where there is none, as after a signal), `reason` the
+    exception in one line (or the text that ``sys.exit`` was given), `exitcode` the daemon's exit status: negative for
+    a signal, None where nobody can tell.
 
     >>> StartError("the daemon ended before it was ready", exitcode=-9).exitcode
     -9
     """
 
-    def __init__(self, message: str = "", *, traceback: str = "", exitcode: int | None = None) -> None:
+    def __init__(
+        self, message: str = "", *, traceback: str = "", exitcode: int | None = None, reason: str = ""
+    ) -> None:
         """Say why; the daemon's traceback is also shown below this exception's own (PEP 678)."""
         super().__init__(message)
         self.traceback = traceback
+        self.reason = reason
         self.exitcode = exitcode
         if traceback:
             self.add_note(f"The daemon's own traceback:\n{traceback.rstrip()}")

@@ -997,26 +997,24 @@ def test_locks_that_the_caller_held_already_are_the_daemons_too(tmp_path: Path) 
 # --- one for each bug that was found --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("moment", ["waitpid", "recv"])
+@pytest.mark.parametrize("moment", ["the wait for the middle process", "recv"])
 def test_an_exception_at_the_moment_of_success_does_not_take_the_start_back(tmp_path: Path, moment: str) -> None:
     """Inject the fault: a Ctrl-C just where the caller has learnt that the daemon runs."""
     done = run(
         tmp_path,
         f"""
         from daemonkit._detach import handshake
-        real_waitpid, real_recv = os.waitpid, socket.socket.recv
+        real_recv = socket.socket.recv
         caller = os.getpid()
-        def waitpid(*args):
-            result = real_waitpid(*args)
-            if os.getpid() == caller: raise KeyboardInterrupt
-            return result
+        def ended(*_):
+            raise KeyboardInterrupt
         class Interrupted(socket.socket):
             def recv(self, size):
                 part = real_recv(self, size)
                 if os.getpid() == caller and part: signal.raise_signal(signal.SIGINT)
                 return part
-        if {moment!r} == "waitpid":
-            handshake.os = type("os", (), {{**vars(os), "waitpid": staticmethod(waitpid)}})
+        if {moment!r} != "recv":
+            handshake.wait_for_end = ended
         else:
             pair = socket.socketpair
             handshake._socketpair = lambda: tuple(Interrupted(fileno=end.detach()) for end in pair())
@@ -1099,21 +1097,26 @@ def test_real_time_signals_and_none_in_files_preserve_are_taken_as_by_daemon_con
     ended(facts["pid"])
 
 
-def test_a_start_does_not_wait_for_a_stray_fork_that_has_its_socket_open(tmp_path: Path) -> None:
-    """Another thread's fork in the midst of a start; it must neither delay the verdict nor change it."""
-    done = run(
-        tmp_path,
-        """
+STRAY = """
         from daemonkit._detach import handshake
         real, made = handshake._socketpair, []
         def with_stray():
             made.append(pair := real())
-            if len(made) == 3 and os.fork() == 0:
+            if len(made) == 2 and os.fork() == 0:
                 os.closerange(0, 3)
                 report("stray")
                 wait()
             return pair
         handshake._socketpair = with_stray
+"""
+
+
+def test_a_start_does_not_wait_for_a_stray_fork_that_has_its_sockets_open(tmp_path: Path) -> None:
+    """Another thread's fork in the midst of a start; it must neither delay the verdict nor change it."""
+    done = run(
+        tmp_path,
+        f"""
+        {STRAY}
         with daemonkit.detached(working_directory="."):
             report()
             wait()
@@ -1121,6 +1124,23 @@ def test_a_start_does_not_wait_for_a_stray_fork_that_has_its_socket_open(tmp_pat
     )
     assert done.returncode == 0
     assert stop(reported(tmp_path)["pid"]) == 0
+    os.kill(reported(tmp_path, "stray")["pid"], signal.SIGKILL)
+
+
+@pytest.mark.parametrize("end", ["raise ValueError('x')", "os.kill(os.getppid(), signal.SIGKILL); wait()"])
+def test_a_start_that_fails_does_not_wait_for_a_stray_fork_either(tmp_path: Path, end: str) -> None:
+    done = run(
+        tmp_path,
+        f"""
+        {STRAY}
+        try:
+            with daemonkit.detached(wait_ready=True):
+                {end}
+        except daemonkit.StartError as error:
+            print("told")
+    """,
+    )
+    assert (done.returncode, done.stdout) == (0, "told\n")
     os.kill(reported(tmp_path, "stray")["pid"], signal.SIGKILL)
 
 

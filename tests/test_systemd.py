@@ -348,7 +348,7 @@ def test_notify_a_body_that_ends_before_it_is_ready_has_failed(services: Service
     service = services(NOTIFY, body)
     assert service("start").returncode == 1
     assert (service["ActiveState"], service["Result"], service["ExecMainStatus"]) == ("failed", "exit-code", "1")
-    assert service["StatusText"] == "failed to start: it ended before it called ready()"
+    assert service["StatusText"] == "failed to start: the body ended without calling ready()"
 
 
 def test_forking_a_start_that_fails_has_failed_and_leaves_nothing(services: Services) -> None:

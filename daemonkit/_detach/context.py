@@ -25,7 +25,7 @@ from daemon.daemon import DaemonContext
 
 from daemonkit._constants import STDOUT
 from daemonkit._detach import handshake
-from daemonkit._detach.crash import log_crash
+from daemonkit._detach.crash import log_crash, reason_of
 from daemonkit._detach.notify import connect_manager, refusals_told, tell_manager
 from daemonkit._detach.options import (
     Action,
@@ -401,13 +401,11 @@ class DetachedContext(DaemonContext):
 
     def _fail_start(self, error: BaseException | None) -> None:
         """Tell whoever waits that it did not start; the daemon ends here, the foreground goes on ending."""
-        cause = (
-            "it ended before it called ready()" if error is None else "".join(traceback.format_exception_only(error))
-        )
+        reason = "the body ended without calling ready()" if error is None else reason_of(error)
         if self._reporter is None:
-            tell_manager(self._notify, STATUS=f"failed to start: {cause}")
+            tell_manager(self._notify, STATUS=f"failed to start: {reason}")
             if error is None:
-                _logger.critical("the start failed: %s", cause)
+                _logger.critical("the start failed: %s", reason)
                 raise SystemExit(1)
             return
         with contextlib.suppress(OSError):  # the caller frees what this process can't
@@ -416,7 +414,7 @@ class DetachedContext(DaemonContext):
             elif isinstance(self.pidfile, PidFile):
                 self.pidfile.__exit__()
         text = "" if error is None else "".join(traceback.format_exception(error))
-        self._reporter.failed(text, exit_status_of(error))
+        self._reporter.failed(reason, text, exit_status_of(error))
 
 
 detached = DetachedContext

@@ -40,3 +40,13 @@ def _writes_stderr(handler: logging.Handler) -> bool:
         return takes_it and stream is not None and os.path.sameopenfile(stream.fileno(), 2)
     except (AttributeError, OSError, ValueError):
         return False
+
+
+def reason_of(error: BaseException) -> str:
+    """Return why a start failed: the exception in one line, or the text that `sys.exit` was given."""
+    if isinstance(error, SystemExit) and not isinstance(error.code, str):
+        return ""  # the exit status tells it all
+    if isinstance(error, SystemExit):
+        return str(error.code)
+    # Without the note of a StartError, which is a traceback.
+    return "".join(traceback.format_exception_only(error)).partition("\nThe daemon's own traceback:")[0].strip()

@@ -1,30 +1,30 @@
-"""How a daemon is started: three processes, and what they tell each other.
+"""How a daemon is started: three processes, and what they report to each other.
 
-Three processes take part in a start. The caller waits; the middle process leads the new session; the daemon is
-the middle's child. The middle stays until the daemon counts as started: as the parent it has the daemon's true
-exit status, it can end the daemon without ever hitting a stranger, and it pins the process group. It runs with
-all signals blocked, so a terminal that hangs up in the meantime does not stop a start.
+The caller waits. The middle process leads the new session. The daemon is the middle process's child. The middle
+process stays until the daemon counts as started, for three reasons: as the parent it has the daemon's true exit
+status, it can end the daemon without ever hitting a stranger, and it pins the number of the process group. It runs
+with all signals blocked, so a terminal that hangs up in the meantime does not stop a start.
 
-Three socket pairs carry the report, one between each two. A message is one byte, and text where there is any, up
-to the end of the stream. That it has started the daemon tells the middle first and then the caller, which need not
-wait for the middle to wake up: by then nothing can overtake it. All else is the middle's to say, and once a start
-has been called off only the middle is believed.
+Two socket pairs carry the reports: the daemon reports to the middle process, and that one to the caller. Each report
+is one packet (SOCK_SEQPACKET), so nobody has to wait for the end of a stream, which a stray fork of another thread
+could hold open. The caller believes the middle process alone.
 """
 
 from __future__ import annotations
 
 import contextlib
+import marshal
 import os
-import select
 import signal
 import socket
 import sys
-import time
-import traceback
 
+from daemonkit._detach.middle import ABORT, BUFFER, FAILED, STARTED, Verdict, lead, send
 from daemonkit._pidfile.hold import locks_inherited, take_back_locks
 from daemonkit._system.fork import fork, no_fork_warning
+from daemonkit._system.pidfd import wait_for_end
 from daemonkit._system.signals import ALL_SIGNALS, signal_name
+from daemonkit._system.wait import deadline_after, wait_readable
 from daemonkit.errors import StartError, StartTimeoutError
 
 TYPE_CHECKING = False
@@ -32,58 +32,56 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Final, NoReturn
 
-_STARTED: Final = b"S"
-_FAILED: Final = b"F"
-_ABORT: Final = b"A"
-_GRACE: Final = 1.0  # seconds from SIGTERM to SIGKILL for a start that is called off
-_LONGEST: Final = 3600.0  # seconds for one poll(2), whose milliseconds are an int
+_MIDDLE_ENDS_WITHIN: Final = 3.0  # seconds; it takes one at most, unless it was stopped
 _LOOK: Final = 0.5  # seconds until a handler runs whose signal came after Python had looked and before poll(2) began
-_BUFFER: Final = 1 << 16
+_LONGEST_TEXT: Final = 1 << 15  # bytes of a traceback: a packet has to fit into the socket's buffer
 
 
 class Reporter:
-    """The daemon's end: it says once whether the start went well."""
+    """The daemon's end: it reports once whether the start went well."""
 
-    def __init__(self, middle: socket.socket, caller: socket.socket) -> None:
-        """Take over the sockets to the middle process and to the caller."""
-        self._middle, self._caller = middle, caller
+    def __init__(self, middle: socket.socket) -> None:
+        """Take over the socket to the middle process."""
+        self._middle = middle
 
     def descriptors(self) -> set[int]:
         """Return its descriptors, to be kept open."""
-        return {self._middle.fileno(), self._caller.fileno()}
+        return {self._middle.fileno()}
 
     def started(self) -> None:
-        """Tell the caller that the daemon counts as started; StartError if it was told otherwise already."""
-        with self._middle, self._caller:
+        """Report that the daemon counts as started; StartError if the caller was told otherwise already."""
+        with self._middle:
             try:
-                self._middle.sendall(_STARTED, socket.MSG_NOSIGNAL)
+                self._middle.sendall(STARTED, socket.MSG_NOSIGNAL)
             except OSError as error:
                 raise StartError(
                     "the process that watched over this start was killed, so the caller was told that it failed"
                 ) from error
-            _say(self._caller, _STARTED)
 
-    def failed(self, text: str, status: int) -> NoReturn:
-        """Tell the caller why not, and end this process: exit handlers and open files are the caller's again."""
+    def failed(self, reason: str, text: str, status: int) -> NoReturn:
+        """Report why not, and end this process: exit handlers and open files are the caller's again.
+
+        `reason` is one line, `text` the whole traceback.
+        """
+        parts = tuple(part.encode(errors="backslashreplace")[-_LONGEST_TEXT:] for part in (reason, text))
         with self._middle:
-            _say(self._middle, _FAILED + text.encode(errors="backslashreplace"))
+            send(self._middle, FAILED + marshal.dumps(parts))
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 stream.flush()
         os._exit(status)
 
 
-def detach(timeout: float | None) -> Reporter:  # noqa: RET503 - _await does not return
+def detach(timeout: float | None) -> Reporter:  # noqa: RET503 - _await_verdict does not return
     """Split off a daemon; return in the daemon alone, with every signal still blocked.
 
     The caller exits with status 0 once the daemon counts as started, or raises: StartError, StartTimeoutError
     after `timeout` seconds, or whatever interrupts it; by then the daemon has ended.
     """
     with contextlib.ExitStack() as ends:
-        pairs = [tuple(map(ends.enter_context, _socketpair())) for _ in range(3)]
-        to_middle, from_daemon = pairs[0][0], pairs[1][0]
-        # If SIGCHLD is ignored, the kernel reaps the daemon, and its exit status is lost to the middle process.
-        before = signal.getsignal(signal.SIGCHLD)
+        caller_end, to_caller = map(ends.enter_context, _socketpair())
+        middle_end, to_middle = map(ends.enter_context, _socketpair())
+        on_child = signal.getsignal(signal.SIGCHLD)
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         try:
             # Until each process has its handlers: a Ctrl-C must find the caller waiting, a hang-up nobody.
@@ -92,104 +90,86 @@ def detach(timeout: float | None) -> Reporter:  # noqa: RET503 - _await does not
                 middle = fork()
                 if middle == 0:
                     ends.pop_all()
-                    to_middle.close()
-                    from_daemon.close()
-                    return _lead(pairs[0][1], pairs[1][1], pairs[2], before)
+                    caller_end.close()
+                    lead(to_caller, middle_end, to_middle, on_child)
+                    return Reporter(to_middle)
         except BaseException:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             raise
-        for end in (pairs[0][1], pairs[1][1], *pairs[2]):
+        for end in (to_caller, middle_end, to_middle):
             end.close()
-        _await(to_middle, from_daemon, middle, timeout, mask)
+        _await_verdict(_Middle(middle, caller_end, ends), timeout, mask)
 
 
 def _socketpair() -> tuple[socket.socket, socket.socket]:
     try:
-        return socket.socketpair()
+        return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     except OSError as error:
         text = f"{error.strerror}: no descriptor for the daemon's report; close some, or raise the limit (ulimit -n)"
         raise OSError(error.errno, text) from error
 
 
-def _wait(ends: Iterable[int | socket.socket], deadline: float | None, longest: float = _LONGEST) -> set[int]:
-    """Return the descriptors that have something to read, none of them once the deadline has passed.
+class _Middle:
+    """The middle process as the caller sees it."""
 
-    `longest` is the most that it waits at a time, in seconds.
-    """
-    poll = select.poll()
-    for end in ends:
-        poll.register(end, select.POLLIN)
-    while True:
-        left = longest if deadline is None else max(deadline - time.monotonic(), 0)
-        ready = poll.poll(min(left, longest) * 1000)
-        if ready or left == 0:
-            return {fd for fd, _ in ready}
+    def __init__(self, pid: int, end: socket.socket, stack: contextlib.ExitStack) -> None:
+        """Watch it; `stack` closes the descriptor that takes."""
+        self.pid, self.end = pid, end
+        self.verdict = Verdict()
+        self._watched = [end.fileno()]
+        with contextlib.suppress(OSError):  # another thread has reaped it already: its report may be there
+            self._watched.insert(0, os.pidfd_open(pid))
+            stack.callback(os.close, self._watched[0])
+
+    def wait(self, timeout: float | None, mask: Iterable[int] | None = None) -> bool:
+        """Read its verdict, or see its end; return False if neither comes in time.
+
+        With a mask, signals are let in by it while waiting, and only then: no verdict that was read is lost.
+        """
+        deadline = deadline_after(timeout)
+        try:
+            if mask is None:
+                ready = wait_readable(self._watched, deadline)
+            else:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+                ready = wait_readable(self._watched, deadline, _LOOK)
+        finally:
+            signal.pthread_sigmask(signal.SIG_BLOCK, ALL_SIGNALS)
+        if self.end.fileno() in ready:
+            with contextlib.suppress(ConnectionResetError):  # it ended without reading what it was sent
+                self.verdict.read(self.end.recv(BUFFER))
+        return bool(ready)
 
 
-def _await(
-    middle_end: socket.socket, daemon_end: socket.socket, middle: int, timeout: float | None, mask: Iterable[int]
-) -> NoReturn:
+def _await_verdict(middle: _Middle, timeout: float | None, mask: Iterable[int]) -> NoReturn:
     """Wait for the verdict; end with status 0, or raise.
 
-    Signals stay blocked but for the moments of waiting, so that no exception can come between what is said and
-    what is made of it.
+    Signals stay blocked but for the moments of waiting, so no exception can come between the verdict's arrival and
+    what is done about it.
     """
-    said = bytearray()
     try:
         try:
-            in_time = _read_verdict([middle_end, daemon_end], said, timeout, mask)
+            in_time = middle.wait(timeout, mask)
         except BaseException:
-            _settle(middle_end, middle, said, call_off=True)
+            _settle(middle, call_off=True)
             raise
-        _settle(middle_end, middle, said, call_off=not in_time)
-        raise _start_error(bytes(said), None if in_time else timeout)
+        _settle(middle, call_off=not in_time)
+        raise _start_error(middle.verdict, None if in_time else timeout)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _read_verdict(
-    ends: list[socket.socket], said: bytearray, timeout: float | None, mask: Iterable[int] | None = None
-) -> bool:
-    """Add what the middle process says to `said`; return False if the verdict takes too long.
-
-    A second end is the daemon's, which says no more than that it has started. With a mask, signals are let in
-    by it while waiting, and only then: whatever has been said is not lost.
-    """
-    deadline = None if timeout is None else time.monotonic() + timeout
-    while said[:1] != _STARTED:
-        try:
-            if mask is not None:
-                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            ready = _wait(ends, deadline, _LONGEST if mask is None else _LOOK)
-        finally:
-            signal.pthread_sigmask(signal.SIG_BLOCK, ALL_SIGNALS)
-        if not ready:
-            return False
-        end = next(end for end in ends if end.fileno() in ready)
-        try:
-            part = end.recv(_BUFFER)
-        except ConnectionResetError:  # it ended without reading what it was told
-            part = b""
-        if not part and end is ends[0]:
-            return True
-        if end is not ends[0]:
-            ends.pop()
-        said += part
-    return True
-
-
-def _settle(middle_end: socket.socket, middle: int, said: bytearray, *, call_off: bool) -> None:
-    """End with status 0 if the daemon runs, though it be since a moment ago; else have it ended, and clear up."""
+def _settle(middle: _Middle, *, call_off: bool) -> None:
+    """Exit with 0 if the daemon has started, even just now. Otherwise end it and clean up."""
     if call_off:
-        _say(middle_end, _ABORT)
-        # The middle takes no longer than the grace; one that was stopped or killed does not answer at all.
-        _read_verdict([middle_end], said, 3 * _GRACE)
-    if said[:1] == _STARTED:
+        send(middle.end, ABORT)
+        middle.wait(_MIDDLE_ENDS_WITHIN)
+    if middle.verdict.started:
         try:
-            os.waitpid(middle, 0)
-        finally:  # whatever happens: the daemon runs, and to say otherwise would be false
+            wait_for_end(middle.pid, _MIDDLE_ENDS_WITHIN)  # then the daemon is process 1's child, as systemd wants it
+        finally:  # whatever happens: the daemon runs, and to report anything else would be false
             os._exit(0)
-    _clear(middle)
+    _clear(middle.pid)
 
 
 def _clear(middle: int) -> None:
@@ -201,18 +181,16 @@ def _clear(middle: int) -> None:
         # Dead but not reaped, it keeps its number, which is also the group's, from being given out again.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(middle, signal.SIGKILL)
-        os.waitpid(middle, 0)
+        os.waitid(os.P_PID, middle, os.WEXITED)
     take_back_locks()
 
 
-def _start_error(verdict: bytes, timeout: float | None) -> StartError:
-    status, _, text = verdict[1:].decode(errors="replace").partition("\n")
-    exitcode = int(status) if status else None
-    cause = text.rstrip().rpartition("\n")[2]
+def _start_error(verdict: Verdict, timeout: float | None) -> StartError:
+    exitcode, fields = verdict.exitcode, {"traceback": verdict.traceback, "reason": verdict.reason}
     if timeout is not None:
         message = f"the daemon had not started within {timeout:g} s, so it was ended"
-        return StartTimeoutError(message, traceback=text, exitcode=exitcode)
-    if not verdict:
+        return StartTimeoutError(message, exitcode=exitcode, **fields)
+    if not verdict.arrived:
         how = "could not be watched: the process that did was killed, so the start was called off"
     elif exitcode is None:
         how = "could not be started"
@@ -220,92 +198,5 @@ def _start_error(verdict: bytes, timeout: float | None) -> StartError:
         how = f"was killed by {signal_name(-exitcode)} before it had started"
     else:
         how = f"ended with status {exitcode} before it had started"
-    return StartError(f"the daemon {how}" + (f": {cause}" if cause else ""), traceback=text, exitcode=exitcode)
-
-
-def _lead(
-    caller_end: socket.socket, past_middle: socket.socket, pair: tuple[socket.socket, ...], on_child: object
-) -> Reporter:
-    """Lead a new session and fork the daemon in it; return in the daemon alone."""
-    ours, theirs = pair
-    try:
-        os.setsid()
-        if on_child in (signal.SIG_IGN, None):  # None: not set from Python, so it can't be set again from here
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        daemon = fork()
-    except BaseException:  # noqa: BLE001 - whatever it is, the caller is to learn it, and this process ends here
-        _say(caller_end, _accident())
-        os._exit(1)
-    if daemon == 0:
-        caller_end.close()
-        ours.close()
-        if on_child == signal.SIG_IGN:
-            signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-        return Reporter(theirs, past_middle)
-    past_middle.close()
-    theirs.close()
-    try:
-        verdict = _watch(caller_end, ours, daemon)
-    except BaseException:  # noqa: BLE001 - as above
-        os.kill(daemon, signal.SIGKILL)
-        verdict = _accident()
-    _say(caller_end, verdict)
-    if verdict[:1] != _STARTED:
-        os.killpg(0, signal.SIGKILL)  # what the body had started, and this process
-    os._exit(0)
-
-
-def _watch(  # noqa: C901 - the cases of one loop
-    caller_end: socket.socket, daemon_end: socket.socket, daemon: int
-) -> bytes:
-    """Wait until the daemon counts as started, or has ended; return what the caller is to be told.
-
-    A caller that goes away without a word was killed or hung up: the start goes on without it.
-    """
-    report, called_off, deadline = b"", False, None
-    try:
-        pidfd = os.pidfd_open(daemon)
-        ends = {caller_end.fileno(), daemon_end.fileno(), pidfd}
-        while True:
-            ready = _wait(ends, deadline)
-            if daemon_end.fileno() in ready:
-                part = daemon_end.recv(_BUFFER)
-                report += part
-                if not part:
-                    ends.discard(daemon_end.fileno())
-                if report[:1] == _STARTED and not called_off:
-                    return _STARTED
-            elif pidfd in ready:
-                _, status = os.waitpid(daemon, 0)
-                return b"%s%d\n%s" % (_FAILED, os.waitstatus_to_exitcode(status), report[1:])
-            elif caller_end.fileno() in ready:
-                ends.discard(caller_end.fileno())
-                if caller_end.recv(1) == _ABORT:
-                    called_off, deadline = True, time.monotonic() + _GRACE
-                    os.kill(daemon, signal.SIGTERM)
-            elif not ready:
-                os.kill(daemon, signal.SIGKILL)
-                deadline = None
-    except BaseException:
-        if called_off or not _has_started(daemon_end):
-            raise
-        return _STARTED
-
-
-def _has_started(daemon_end: socket.socket) -> bool:
-    """Tell whether the daemon has said so, and may have told the caller; from here on it can't say it any more."""
-    daemon_end.shutdown(socket.SHUT_RD)
-    try:
-        return daemon_end.recv(1, socket.MSG_DONTWAIT) == _STARTED
-    except BlockingIOError:
-        return False
-
-
-def _accident() -> bytes:
-    """Return the verdict on a start that failed in this process; never raises, as nothing would catch it here."""
-    return _FAILED + b"\n" + traceback.format_exc().encode(errors="backslashreplace")
-
-
-def _say(end: socket.socket, message: bytes) -> None:
-    with contextlib.suppress(OSError):  # nobody listens any more
-        end.sendall(message, socket.MSG_NOSIGNAL)
+    message = f"the daemon {how}" + (f": {verdict.reason}" if verdict.reason else "")
+    return StartError(message, exitcode=exitcode, **fields)

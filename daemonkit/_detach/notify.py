@@ -6,7 +6,8 @@ import contextlib
 import logging
 import os
 import socket
-import traceback
+
+from daemonkit._detach.crash import reason_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,10 +54,5 @@ def refusals_told() -> Iterator[None]:
     except Exception as error:
         if connection := connect_manager():
             with connection:
-                tell_manager(connection, STATUS=f"failed to start: {cause_of(error)}")
+                tell_manager(connection, STATUS=f"failed to start: {reason_of(error)}")
         raise
-
-
-def cause_of(error: BaseException) -> str:
-    """Return an exception as the last line of its traceback shows it."""
-    return "".join(traceback.format_exception_only(error)).partition("\nThe daemon's own traceback:")[0].strip()

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from types import FrameType, ModuleType
 
 from daemonkit._pidfile.pidfile import PidFile
-from daemonkit._system.check import check_number, check_seconds
+from daemonkit._system.check import check_boolean, check_number, check_seconds
 from daemonkit._system.descriptors import descriptor_of
 from daemonkit._system.signals import ALL_SIGNALS
 from daemonkit._system.streams import STREAM_NAMES, check_enterable, check_path, check_stream
@@ -34,8 +34,7 @@ def check_options(context: DetachedContext) -> None:
     for name in STREAM_NAMES:
         check_stream(name, getattr(context, name))
     for name in ("initgroups", "prevent_core", "wait_ready", "detach_process"):
-        if not isinstance(getattr(context, name), bool):
-            raise TypeError(f"{name}: True or False, not {getattr(context, name)!r}")
+        check_boolean(name, getattr(context, name))
     if context.close_fds not in ("inherited", "all"):
         raise ValueError(f'close_fds: "inherited" or "all", not {context.close_fds!r}')
     for item in context.files_preserve or ():

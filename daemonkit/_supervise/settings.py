@@ -13,7 +13,7 @@ from daemonkit._supervise import marks
 from daemonkit._supervise.listen import bind_sockets
 from daemonkit._supervise.policy import Backoff, Rules
 from daemonkit._supervise.pump import Pump, make_pumps
-from daemonkit._system.check import check_number, check_seconds
+from daemonkit._system.check import check_boolean, check_number, check_seconds
 from daemonkit._system.program import command_of, directory_of, environment_of, find_program
 from daemonkit._system.signals import ALL_SIGNALS
 from daemonkit._system.streams import STREAM_NAMES, check_path, check_stream, fill_closed, open_log, open_source
@@ -182,8 +182,6 @@ def rules_of(  # noqa: PLR0913, PLR0917 - the options
         raise TypeError(f"success_codes: exit statuses, not {success_codes!r}")
     if not isinstance(backoff, Backoff):
         raise TypeError(f"backoff: a daemonkit.Backoff, not {backoff!r}")
-    if not isinstance(wait_ready, bool):
-        raise TypeError(f"wait_ready: True or False, not {wait_ready!r}")
     check_number("max_restarts", max_restarts, 1 << 62)
     return Rules(
         restart=restart,
@@ -192,7 +190,7 @@ def rules_of(  # noqa: PLR0913, PLR0917 - the options
         min_uptime=_seconds("min_uptime", min_uptime),
         max_restarts=max_restarts,  # type: ignore[arg-type]
         stop_timeout=_seconds("stop_timeout", stop_timeout, least=0.0),
-        wait_ready=wait_ready,
+        wait_ready=check_boolean("wait_ready", wait_ready),
         start_timeout=_seconds("start_timeout", start_timeout),
         watchdog=None if watchdog is None else _seconds("watchdog", watchdog),
     )

@@ -41,3 +41,10 @@ def absolute_path(path: str) -> str:
     except FileNotFoundError as error:
         text = "the working directory is gone, it was removed; give an absolute path, or enter another directory"
         raise FileNotFoundError(error.errno, text, path) from error
+
+
+def check_boolean(name: str, value: object) -> bool:
+    """Return True or False, and refuse anything else: TypeError."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: True or False, not {value!r}")
+    return value

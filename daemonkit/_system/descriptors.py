@@ -46,35 +46,27 @@ def descriptor_of(name: str, value: object) -> int:
 
 def open_descriptors() -> dict[int, int]:
     """Return the open descriptors above 2 and their flags; the cost grows with them, not with RLIMIT_NOFILE."""
-    count = 0
-    with contextlib.suppress(OSError):
-        count = os.stat("/proc/self/fd").st_size  # how many there are, from Linux 6.2 on: proc(5); before that 0
+    numbers: Iterable[int]
     try:
-        found = _probe(range(count + 2), count)
-        if count == 0 or len(found) != count:  # before 6.2, or there are high numbers
-            found = _probe(map(int, os.listdir("/proc/self/fd")))
+        numbers = map(int, os.listdir("/proc/self/fd"))
     except OSError:
         # No /proc here, or a process that has changed its user may not look into its own: try every number that
         # can be one (the default of fs.nr_open), as RLIMIT_NOFILE may have been lowered since.
-        found = _probe(range(1 << 20))
+        numbers = range(1 << 20)
+    found = {}
+    for fd in numbers:
+        with contextlib.suppress(OSError):  # the listing's own is closed again
+            found[fd] = fcntl.fcntl(fd, fcntl.F_GETFD)
     return {fd: flags for fd, flags in found.items() if fd > 2}
 
 
-def _probe(numbers: Iterable[int], count: int = -1) -> dict[int, int]:
-    """Return which of these numbers are descriptors, with their flags, until `count` are found."""
-    found: dict[int, int] = {}
-    for fd in numbers:
-        try:
-            found[fd] = fcntl.fcntl(fd, fcntl.F_GETFD)
-        except OSError:
-            continue
-        if len(found) == count:
-            break
-    return found
-
-
 def is_open(fd: int) -> bool:
-    return bool(_probe([fd]))
+    """Tell whether this number is a descriptor."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_GETFD)
+    except OSError:
+        return False
+    return True
 
 
 def inherited_descriptors(*, copies: bool) -> set[int]:

@@ -5,22 +5,20 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import select
 import signal
 import sys
 import threading
-import time
 
 from daemonkit._system.check import check_seconds
 from daemonkit._system.pidfd import drop, exit_status, has_ended, is_child, reap, status_after_reaping
 from daemonkit._system.process import start_of
+from daemonkit._system.wait import deadline_after, wait_readable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import IO, Final
 
 _SIGNAL_GROUP: Final = 1 << 2  # PIDFD_SIGNAL_PROCESS_GROUP of linux/pidfd.h, Linux 6.9
-_LONGEST: Final = 3600.0  # seconds for one poll(2), whose milliseconds are an int
 
 
 class DetachedProcess:
@@ -130,12 +128,9 @@ class DetachedProcess:
 
     def wait_for_end(self, timeout: float | None) -> bool:
         """Do the same; return whether it has ended."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        poll = select.poll()
-        poll.register(self._pidfd, select.POLLIN)
+        deadline = deadline_after(timeout)
         while self.running:
-            left = _LONGEST if deadline is None else max(deadline - time.monotonic(), 0)
-            if not poll.poll(min(left, _LONGEST) * 1000) and left == 0:
+            if not wait_readable([self._pidfd], deadline):
                 return False
         return True
 

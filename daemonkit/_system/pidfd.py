@@ -8,6 +8,8 @@ import os
 import select
 import struct
 
+from daemonkit._system.wait import deadline_after, wait_readable
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
@@ -20,19 +22,16 @@ _GET_INFO: Final = 3 << 30 | _INFO.size << 16 | 0xFF << 8 | 11  # PIDFD_GET_INFO
 def wait_for_end(pid: int | None, seconds: float) -> None:
     """Return when process `pid` ends, or after that many seconds, whichever is first."""
     with contextlib.ExitStack() as stack:
-        poll = select.poll()
+        watched = []
         with contextlib.suppress(OSError):  # it has ended, or is not to be watched: the time limit remains
-            pidfd = os.pidfd_open(pid or 0)
-            stack.callback(os.close, pidfd)
-            poll.register(pidfd, select.POLLIN)
-        poll.poll(seconds * 1000)
+            watched.append(os.pidfd_open(pid or 0))
+            stack.callback(os.close, watched[0])
+        wait_readable(watched, deadline_after(seconds))
 
 
 def has_ended(pidfd: int) -> bool:
     """Tell whether the process is a zombie or gone."""
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(0))
+    return bool(wait_readable([pidfd], 0))
 
 
 def is_child(pidfd: int) -> bool:

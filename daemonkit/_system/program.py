@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Mapping, Sequence
 
+from daemonkit._system.check import check_boolean
 from daemonkit._system.streams import check_enterable
 
 TYPE_CHECKING = False
@@ -20,8 +21,7 @@ _SHELL: Final = b"/bin/sh"
 
 def command_of(args: object, executable: Path | None, *, shell: bool) -> tuple[tuple[bytes, ...], str | bytes]:
     """Return the argument vector, and the program as it was named."""
-    if not isinstance(shell, bool):
-        raise TypeError(f"shell: True or False, not {shell!r}")
+    check_boolean("shell", shell)
     if isinstance(args, (str, bytes, os.PathLike)):
         if not shell:
             raise TypeError(f"args: a sequence, as [{args!r}], not {args!r}; or give shell=True")

@@ -101,8 +101,7 @@ def _become(app: App, settings: Settings) -> NoReturn:
             pid = app.settled_pid() or error.pid
             _say.say(f"{app.name} runs already, as process {pid}; stop it first: daemonkit stop {app.name}")
     except StartError as error:
-        # The supervisor's SystemExit, as it is at the end of its traceback: the program's last lines, and the cause.
-        *lines, cause = error.traceback.partition("SystemExit: ")[2].rstrip().splitlines() or [str(error)]
+        *lines, cause = error.reason.splitlines() or [str(error)]  # the program's last lines come before the cause
         if error.exitcode == 0:  # a SIGTERM that came before there was anything to stop
             cause = "it was stopped before that"
         _say.clear()
