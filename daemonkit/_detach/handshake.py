@@ -72,7 +72,7 @@ class Reporter:
         os._exit(status)
 
 
-def detach(timeout: float | None) -> Reporter:  # noqa: RET503 - _await_verdict does not return
+def detach(timeout: float | None) -> Reporter:
     """Split off a daemon; return in the daemon alone, with every signal still blocked.
 
     The caller exits with status 0 once the daemon counts as started, or raises: StartError, StartTimeoutError
@@ -81,24 +81,30 @@ def detach(timeout: float | None) -> Reporter:  # noqa: RET503 - _await_verdict 
     with contextlib.ExitStack() as ends:
         caller_end, to_caller = map(ends.enter_context, _socketpair())
         middle_end, to_middle = map(ends.enter_context, _socketpair())
+        middle = _Middle(caller_end, ends)
         on_child = signal.getsignal(signal.SIGCHLD)
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         try:
             # Until each process has its handlers: a Ctrl-C must find the caller waiting, a hang-up nobody.
             signal.pthread_sigmask(signal.SIG_BLOCK, ALL_SIGNALS)
             with no_fork_warning(), locks_inherited():
-                middle = fork()
-                if middle == 0:
+                middle.pid = fork()
+                if middle.pid == 0:
                     ends.pop_all()
                     caller_end.close()
                     lead(to_caller, middle_end, to_middle, on_child)
                     return Reporter(to_middle)
-        except BaseException:
+            for end in (to_caller, middle_end, to_middle):
+                end.close()
+            in_time = middle.wait(timeout, mask)
+            middle.settle(call_off=not in_time)
+        except BaseException:  # also that of a handler whose signal came to another thread, where it is not blocked
+            if middle.pid:
+                middle.settle(call_off=True)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             raise
-        for end in (to_caller, middle_end, to_middle):
-            end.close()
-        _await_verdict(_Middle(middle, caller_end, ends), timeout, mask)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        raise _start_error(middle.verdict, None if in_time else timeout)
 
 
 def _socketpair() -> tuple[socket.socket, socket.socket]:
@@ -112,21 +118,24 @@ def _socketpair() -> tuple[socket.socket, socket.socket]:
 class _Middle:
     """The middle process as the caller sees it."""
 
-    def __init__(self, pid: int, end: socket.socket, stack: contextlib.ExitStack) -> None:
-        """Watch it; `stack` closes the descriptor that takes."""
-        self.pid, self.end = pid, end
+    def __init__(self, end: socket.socket, stack: contextlib.ExitStack) -> None:
+        """Take the socket to it; `stack` closes whatever else watching it takes."""
+        self.pid = 0
         self.verdict = Verdict()
+        self._end, self._stack = end, stack
         self._watched = [end.fileno()]
-        with contextlib.suppress(OSError):  # another thread has reaped it already: its report may be there
-            self._watched.insert(0, os.pidfd_open(pid))
-            stack.callback(os.close, self._watched[0])
 
     def wait(self, timeout: float | None, mask: Iterable[int] | None = None) -> bool:
         """Read its verdict, or see its end; return False if neither comes in time.
 
-        With a mask, signals are let in by it while waiting, and only then: no verdict that was read is lost.
+        With a mask, signals are let in by it while waiting, and only then: no exception can come between the
+        verdict's arrival and what is done about it.
         """
         deadline = deadline_after(timeout)
+        if len(self._watched) == 1:
+            with contextlib.suppress(OSError):  # another thread has reaped it already: its report may be there
+                self._watched.insert(0, os.pidfd_open(self.pid))
+                self._stack.callback(os.close, self._watched[0])
         try:
             if mask is None:
                 ready = wait_readable(self._watched, deadline)
@@ -135,54 +144,35 @@ class _Middle:
                 ready = wait_readable(self._watched, deadline, _LOOK)
         finally:
             signal.pthread_sigmask(signal.SIG_BLOCK, ALL_SIGNALS)
-        if self.end.fileno() in ready:
+        if self._end.fileno() in ready:
             with contextlib.suppress(ConnectionResetError):  # it ended without reading what it was sent
-                self.verdict.read(self.end.recv(BUFFER))
+                self.verdict.read(self._end.recv(BUFFER))
         return bool(ready)
 
+    def settle(self, *, call_off: bool) -> None:
+        """Exit with 0 if the daemon has started, even just now. Otherwise end it and clean up."""
+        if call_off and not self.verdict.started:
+            send(self._end, ABORT)
+            self.wait(_MIDDLE_ENDS_WITHIN)
+        if self.verdict.started:
+            try:  # after the middle process's end the daemon is the child of process 1, as systemd wants it
+                wait_for_end(self.pid, _MIDDLE_ENDS_WITHIN)
+            finally:  # whatever happens: the daemon runs, and to report anything else would be false
+                os._exit(0)
+        self._clear()
 
-def _await_verdict(middle: _Middle, timeout: float | None, mask: Iterable[int]) -> NoReturn:
-    """Wait for the verdict; end with status 0, or raise.
-
-    Signals stay blocked but for the moments of waiting, so no exception can come between the verdict's arrival and
-    what is done about it.
-    """
-    try:
-        try:
-            in_time = middle.wait(timeout, mask)
-        except BaseException:
-            _settle(middle, call_off=True)
-            raise
-        _settle(middle, call_off=not in_time)
-        raise _start_error(middle.verdict, None if in_time else timeout)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-
-def _settle(middle: _Middle, *, call_off: bool) -> None:
-    """Exit with 0 if the daemon has started, even just now. Otherwise end it and clean up."""
-    if call_off:
-        send(middle.end, ABORT)
-        middle.wait(_MIDDLE_ENDS_WITHIN)
-    if middle.verdict.started:
-        try:
-            wait_for_end(middle.pid, _MIDDLE_ENDS_WITHIN)  # then the daemon is process 1's child, as systemd wants it
-        finally:  # whatever happens: the daemon runs, and to report anything else would be false
-            os._exit(0)
-    _clear(middle.pid)
-
-
-def _clear(middle: int) -> None:
-    """End what is left of the middle process's group, and hold again the locks that were passed on."""
-    with contextlib.suppress(ChildProcessError):  # somebody else reaped it: then its number is not ours to use
-        os.waitid(os.P_PID, middle, os.WEXITED | os.WNOWAIT | os.WNOHANG)
-        os.kill(middle, signal.SIGKILL)
-        os.waitid(os.P_PID, middle, os.WEXITED | os.WNOWAIT)
-        # Dead but not reaped, it keeps its number, which is also the group's, from being given out again.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(middle, signal.SIGKILL)
-        os.waitid(os.P_PID, middle, os.WEXITED)
-    take_back_locks()
+    def _clear(self) -> None:
+        """End what is left of the middle process's group, and hold again the locks that were passed on."""
+        with contextlib.suppress(ChildProcessError):  # somebody else reaped it: then its number is not ours to use
+            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+            # Dead but not reaped, it keeps its number, which is also the group's, from being given out again.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
+            os.waitid(os.P_PID, self.pid, os.WEXITED)
+        self.pid = 0
+        take_back_locks()
 
 
 def _start_error(verdict: Verdict, timeout: float | None) -> StartError:
