@@ -1,7 +1,6 @@
 """`python -m daemonkit`."""
 
-import sys
+from daemonkit.cli import script
 
-from daemonkit.cli import main
-
-sys.exit(main())
+if __name__ == "__main__":
+    script()

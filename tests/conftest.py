@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING
 
 import harness
 import pytest
+from shell import Shell
+
+import daemonkit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -87,3 +90,13 @@ def _no_strays() -> Iterator[None]:
         with contextlib.suppress(ChildProcessError):
             os.waitpid(pid, 0)
     assert not strays, f"left running: {strays}"
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Iterator[Shell]:
+    """Give somebody who types `daemonkit` commands; all apps are stopped in the end."""
+    somebody = Shell(tmp_path)
+    yield somebody
+    for pidfile in somebody.home.glob("*.pid"):
+        with contextlib.suppress(daemonkit.NotRunningError, OSError):
+            daemonkit.stop(pidfile)

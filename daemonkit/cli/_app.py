@@ -1,8 +1,8 @@
-"""An app of the `daemonkit` command: a supervised program that is known by a name.
+"""An app of the `daemonkit` command: a supervised program with a name.
 
-It is four files in one private directory, and nothing else: NAME.json (what was asked for), NAME.pid (the supervisor's
-pidfile), NAME.log and NAME.state. The supervisor replaces the state at each event. Whether the app runs is what the
-pidfile's lock says; the state counts only if it names the very process that holds the lock.
+It consists of four files in a private directory: NAME.json (its settings), NAME.pid (its supervisor's pidfile),
+NAME.log and NAME.state. The supervisor replaces the state at each event. The pidfile's lock alone decides whether the
+app runs; the state is believed only if it names the process that holds the lock.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ if TYPE_CHECKING:
     from daemonkit._pidfile.holder import Holder
 
     Settings = dict[str, Any]
-    """What is in NAME.json: `command`, a list, and the options of the command line by their names, as JSON values."""
+    """The content of NAME.json: `command`, a list, and the options by their names, as JSON values."""
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
-_LOOK: Final = 0.1  # seconds between looks at a file that tells no one when it changes
-_PATIENCE: Final = 20  # looks
+_LOOK: Final = 0.1  # seconds between two looks at a file: the standard library can't wait for a change (inotify)
+_LOOKS: Final = 20
 
 
 class App:
-    """One app, by its name; nothing is looked at yet."""
+    """One app, by its name. Its files are read when they are asked for."""
 
     def __init__(self, name: str) -> None:
-        """Refuse what is no name: ValueError."""
+        """Take the name; ValueError for an invalid one."""
         if not _NAME.fullmatch(name):
-            raise ValueError(f"{name!r} is no name for an app; use letters, digits, '.', '_' and '-'")
+            raise ValueError(f"invalid name of an app: {name!r}; use letters, digits, '.', '_' and '-'")
         self.name = name
         self._path = os.path.join(home(), name)
         self.pidfile = f"{self._path}.pid"
@@ -48,21 +48,21 @@ class App:
 
     @property
     def is_known(self) -> bool:
-        """Whether there is anything of it."""
+        """Whether it has settings, or runs."""
         return os.path.lexists(f"{self._path}.json") or self.holder() is not None
 
     def must_be_known(self) -> None:
-        """Raise LookupError if there is nothing of it."""
+        """Raise LookupError if it is unknown."""
         if not self.is_known:
-            self.settings()  # which says so
+            self.settings()
 
     def holder(self) -> Holder | None:
-        """Return the process that supervises it; None if it does not run."""
+        """Return its supervisor; None if it does not run."""
         return find_holder(self.pidfile)
 
     def settled_pid(self) -> int | None:
-        """Return the supervisor's pid, once a start that is under way is decided; None if that failed."""
-        for _ in range(_PATIENCE):
+        """Wait for a start that is under way; return the supervisor's pid, None if the start failed."""
+        for _ in range(_LOOKS):
             holder = self.holder()
             if holder is None or self._state_of(holder):
                 break
@@ -70,22 +70,21 @@ class App:
         return holder.pid if holder else None
 
     def settings(self) -> Settings:
-        """Return what it was started with. LookupError if there is no such app, ValueError if the file is damaged."""
+        """Return its settings; LookupError if there are none, ValueError if the file is damaged."""
         try:
             found = _read_json(f"{self._path}.json")
         except FileNotFoundError:
             if self.holder():
-                raise LookupError(f"{self.name} is still starting, and nothing of it is kept before it is up") from None
+                raise LookupError(f"{self.name} is still starting; its settings are kept once it is up") from None
             raise LookupError(
                 f"there is no app {self.name}; start it with: daemonkit start {self.name} -- CMD"
             ) from None
         if not isinstance(found, dict) or not _is_command(found.get("command")):
-            text = f"{self._path}.json is damaged; start it anew with: daemonkit start {self.name} -- CMD"
-            raise ValueError(text)
+            raise ValueError(f"{self._path}.json is damaged; start it anew: daemonkit start {self.name} -- CMD")
         return found
 
     def save(self, settings: Mapping[str, Any]) -> None:
-        """Keep what it was started with."""
+        """Keep its settings."""
         _replace(f"{self._path}.json", json.dumps(settings, indent=1))
 
     def log(self) -> str:
@@ -95,7 +94,7 @@ class App:
         return self.default_log
 
     def logs(self) -> list[str]:
-        """Return its log and the rotated ones, as far as they are files: a device that it writes to is not its own."""
+        """Return its log and the rotated ones. A device is left out: it does not belong to the app."""
         folder, name = os.path.split(self.log())
         own = re.compile(re.escape(name) + r"(\.[0-9]+)?")
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
@@ -107,13 +106,13 @@ class App:
         return []
 
     def forget_state(self) -> None:
-        """Remove the state: it is of a start that failed, or can't be renewed."""
+        """Remove the state, after a start that failed, or where it can't be replaced."""
         with contextlib.suppress(OSError):
             os.unlink(f"{self._path}.state")
 
     def forget(self) -> None:
-        """Remove all that is known of it, with its logs; AlreadyRunningError if it runs (another start came first)."""
-        from daemonkit._pidfile.hold import remove_stale  # Importing lockfile takes 10 ms.
+        """Remove its files, its logs included; AlreadyRunningError if it has been started meanwhile."""
+        from daemonkit._pidfile.hold import remove_stale  # here, as only `delete` needs it
 
         remove_stale(self.pidfile)
         for path in (*self.logs(), f"{self._path}.state", f"{self._path}.json"):
@@ -121,12 +120,12 @@ class App:
                 os.unlink(path)
 
     def report(self) -> dict[str, Any]:
-        """Return how it is: the fields of ``--json`` but for `cpu` and `memory`."""
+        """Return the fields of ``--json``, without `cpu` and `memory`."""
         holder = self.holder()
         state = self._state_of(holder) if holder else self._state()
         runs = state.get("instances", ())
         ended = "failed" if state.get("exitcode") else "stopped"
-        begins = bool(holder and holder.locked_by_daemonkit and not state and self._has_said_nothing())
+        begins = bool(holder and holder.locked_by_daemonkit and not state and self._state_is_pending())
         up = sum(bool(one["up"]) for one in runs)
         uptime = (ticks() - holder.started) / os.sysconf("SC_CLK_TCK") if holder and holder.started else None
         return {
@@ -139,12 +138,12 @@ class App:
             "uptime": None if uptime is None else round(max(uptime, 0.0), 2),
         }
 
-    def _has_said_nothing(self) -> bool:
-        """Tell whether the supervisor that holds the pidfile is about to write its first state."""
+    def _state_is_pending(self) -> bool:
+        """Tell whether the supervisor has not written its first state yet: there is an earlier one's, or a new app."""
         return bool(self._state()) or not os.path.lexists(f"{self._path}.json")
 
     def running_state(self) -> dict[str, Any] | None:
-        """Return what its supervisor says of the instances (`_keep.Journal`); None if none does."""
+        """Return the state that its supervisor wrote (`_keep.Journal`); None without one."""
         holder = self.holder()
         return (self._state_of(holder) or None) if holder else None
 
@@ -161,22 +160,22 @@ class App:
         return {}
 
     def _state_of(self, holder: Holder) -> dict[str, Any]:
-        """Return what this very supervisor wrote: a state that is damaged, or of an earlier run, says nothing of it."""
+        """Return the state that this supervisor wrote; {} if the state is damaged, or an earlier supervisor's."""
         state = self._state()
         return state if state.get("supervisor") == [holder.pid, holder.started] else {}
 
     def write_state(self, state: Mapping[str, Any]) -> None:
-        """Replace the state; for its supervisor. OSError if it can't be: then there is none, rather than an old one."""
+        """Replace the state, as its supervisor. After an OSError there is no state, rather than an old one."""
         path, text = f"{self._path}.state", json.dumps(state)
         try:
             _replace(path, text)
         except OSError:
             self.forget_state()
-            _replace(path, text)  # on a full disk there may be room now
+            _replace(path, text)  # now there may be room on a full disk
 
 
 def count_of(settings: Settings) -> int:
-    """Return how many instances there are to be."""
+    """Return how many instances the settings ask for."""
     count = settings.get("instances", 1)
     return len(os.sched_getaffinity(0)) if count == "auto" else int(count)
 
@@ -186,7 +185,7 @@ def _is_command(value: object) -> bool:
 
 
 def _is_state(value: object) -> TypeGuard[dict[str, Any]]:
-    """Tell whether it is what a supervisor writes: a file that is damaged says nothing."""
+    """Tell whether the state is complete, or the file damaged."""
     if not isinstance(value, dict) or not isinstance(value.get("instances"), list):
         return False
     return type(value.get("reloads_failed")) is int and all(
@@ -202,7 +201,7 @@ def _is_state(value: object) -> TypeGuard[dict[str, Any]]:
 
 
 def up_of(report: Mapping[str, Any]) -> str:
-    """Return how many instances are up, of how many."""
+    """Return "up/wanted"."""
     up, wanted = (("?" if report[name] is None else str(report[name])) for name in ("up", "wanted"))
     return f"{up}/{wanted}"
 
@@ -215,25 +214,25 @@ def home() -> str:
     if given := os.environ.get("DAEMONKIT_HOME"):
         return os.path.abspath(given)
     state = os.environ.get("XDG_STATE_HOME", "")
-    if not os.path.isabs(state):  # the XDG Base Directory Specification: a relative path is to be ignored
+    if not os.path.isabs(state):  # a relative path must be ignored: XDG Base Directory Specification
         user = os.path.expanduser("~")
-        if not os.path.isabs(user):  # no HOME, and nobody in the password database
-            raise LookupError("there is no home directory to keep apps in; give DAEMONKIT_HOME")
+        if not os.path.isabs(user):  # without HOME, and without an entry in the user database
+            raise LookupError("no home directory to keep apps in; set DAEMONKIT_HOME")
         state = os.path.join(user, ".local", "state")
     return os.path.join(state, "daemonkit")
 
 
 def make_home() -> None:
-    """Create it, private to the user; PermissionError if it is not the user's own."""
+    """Create it, private to the user; PermissionError if others own it or can write there."""
     os.makedirs(home(), mode=0o700, exist_ok=True)
     info = os.stat(home())
     if info.st_uid != os.geteuid() or info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        text = "others can write there, or own it, so what it says can't be trusted; give DAEMONKIT_HOME, or chmod 700"
+        text = "others own it or can write there, so it can't be trusted; chmod 700 it, or set DAEMONKIT_HOME"
         raise PermissionError(errno.EPERM, text, home())
 
 
 def apps() -> list[App]:
-    """Return all that are known or are being started, by name."""
+    """Return all apps that are known or being started, sorted by name."""
     with contextlib.suppress(FileNotFoundError):
         files = set(os.listdir(home()))
         names = {name for file in files for name, dot, end in [file.rpartition(".")] if end in {"json", "pid"}}
@@ -245,19 +244,19 @@ def apps() -> list[App]:
 def _may_be_known(app: App) -> bool:
     try:
         return app.is_known
-    except OSError:  # its pidfile is none, as whoever asks for more will be told
+    except OSError:  # not a pidfile: whoever looks at the app is told
         return True
 
 
 def _read(path: str) -> bytes:
     if not stat.S_ISREG(os.lstat(path).st_mode):
-        raise ValueError(f"{path} is no file")
+        raise ValueError(f"{path} is not a regular file")
     with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
         return file.read()
 
 
 def _read_json(path: str) -> object:
-    """Return what is in a file, None if that is no JSON."""
+    """Return the content of a JSON file; None if it is damaged."""
     try:
         return json.loads(_read(path))
     except (ValueError, RecursionError):
@@ -265,10 +264,10 @@ def _read_json(path: str) -> object:
 
 
 def _replace(path: str, text: str) -> None:
-    """Write a file anew, complete or not at all."""
+    """Replace a file in one step: a reader sees the old one or the new one."""
     new = f"{path}.new"
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(new)  # of one that was killed; only the holder of the pidfile writes
+        os.unlink(new)  # left by a writer that was killed; only the holder of the pidfile writes
     try:
         with open(
             os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w", encoding="utf-8"

@@ -1,4 +1,4 @@
-"""What is done to apps: `daemonkit start`, `run`, `spawn`, `stop`, `restart`, `reload`, `delete`."""
+"""The commands that change something: `start`, `run`, `spawn`, `stop`, `restart`, `reload`, `delete`."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 _INTERRUPTED: Final = 130  # as a shell has it: 128 + SIGINT
 _LAST_LINES: Final = 10
 _LAST_BYTES: Final = 1 << 16
-_LOOK: Final = 0.1  # seconds between looks at a file that tells no one when it changes
-_MARGIN: Final = 5.0  # seconds that a supervisor has beyond its instances' stop timeout
+_LOOK: Final = 0.1  # seconds between two looks at a file: the standard library can't wait for a change (inotify)
+_MARGIN: Final = 5.0  # seconds that the supervisor itself may take, beyond its instances' stop timeout
 _OWN: Final = "daemonkit: "
-"""What the supervisor's own lines in a log begin with."""
+"""The beginning of each line that the supervisor itself writes to the log."""
 
 
 def start(options: argparse.Namespace) -> int:
@@ -42,7 +42,7 @@ def start(options: argparse.Namespace) -> int:
 
 
 def _launch(app: App, settings: Settings) -> int:
-    """Start it in a child of this process, which becomes the caller of a daemon; return the child's exit status."""
+    """Start it by a child, which becomes the caller of `detached`; return the child's exit status."""
     _app.make_home()
     sys.stdout.flush()
     with _say.progress(f"starting {app.name}"):
@@ -52,18 +52,18 @@ def _launch(app: App, settings: Settings) -> int:
             status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         except KeyboardInterrupt:
             with contextlib.suppress(ProcessLookupError, ChildProcessError):
-                signal.pidfd_send_signal(pidfd, signal.SIGINT)  # from a terminal it has had it; else it has not
-                os.waitpid(child, 0)  # it ends what it had begun
+                signal.pidfd_send_signal(pidfd, signal.SIGINT)  # kill(1) has sent it to this process alone
+                os.waitpid(child, 0)  # it ends the start
             raise _say.Interrupted(f"{app.name} {'runs' if app.holder() else 'was not started'}") from None
     if status == 0:
-        _tell(app)
+        _print_outcome(app)
     return status
 
 
-def _tell(app: App) -> None:
+def _print_outcome(app: App) -> None:
     state = app.running_state()
     if state and all(one["done"] for one in state["instances"]):
-        wait_for_end(state["supervisor"][0], _MARGIN)  # it has nothing left to do
+        wait_for_end(state["supervisor"][0], _MARGIN)  # the supervisor is about to end
     report = app.report()
     if report["pid"]:
         print(f"{app.name}: {_app.up_of(report)} up, pid {report['pid']}")
@@ -72,7 +72,7 @@ def _tell(app: App) -> None:
 
 
 def _become(app: App, settings: Settings) -> NoReturn:
-    """In the child: become the app's supervisor, or say why not; does not return."""
+    """Become the app's supervisor, in the child, or print why it did not start; does not return."""
     from daemonkit import STDOUT, AlreadyRunningError, StartError, detached
 
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
@@ -102,14 +102,14 @@ def _become(app: App, settings: Settings) -> NoReturn:
             _say.say(f"{app.name} runs already, as process {pid}; stop it first: daemonkit stop {app.name}")
     except StartError as error:
         *lines, cause = error.reason.splitlines() or [str(error)]  # the program's last lines come before the cause
-        if error.exitcode == 0:  # a SIGTERM that came before there was anything to stop
+        if error.exitcode == 0:  # a SIGTERM, before any instance ran
             cause = "it was stopped before that"
         _say.clear()
         sys.stderr.writelines(f"{line}\n" for line in lines)
         _say.say(f"{app.name} did not start: {cause}; see {log}")
     except KeyboardInterrupt:
         status = _INTERRUPTED
-    except Exception as error:  # noqa: BLE001 - one line for whatever it is
+    except Exception as error:  # noqa: BLE001 - any failure is one line
         _say.say(_say.in_one_line(error))
     with contextlib.suppress(OSError):
         sys.stdout.flush()
@@ -117,7 +117,7 @@ def _become(app: App, settings: Settings) -> NoReturn:
 
 
 def _interrupt_once(number: int, _frame: object) -> None:
-    signal.signal(number, signal.SIG_IGN)  # one may come from the terminal and one from the parent
+    signal.signal(number, signal.SIG_IGN)  # the terminal and the parent may send one each
     raise KeyboardInterrupt
 
 
@@ -153,10 +153,10 @@ def run(options: argparse.Namespace) -> int:
     log = settings.get("log")
     try:
         context = detached(detach_process=False, wait_ready=True, stdout=log, stderr=log, working_directory=directory)
-        if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # nohup(1): supervise() is to know
+        if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # nohup(1): supervise() must see it
             del context.signal_map[signal.SIGHUP]
         with context:
-            sys.exit(_supervise(settings, context, None, log))  # also where it was stopped before it was up
+            sys.exit(_supervise(settings, context, None, log))  # also if it is stopped before it is up
     except SystemExit as error:
         if isinstance(error.code, str):
             raise _say.Failure(error.code) from error
@@ -181,7 +181,7 @@ def _stop(app: App) -> int:
         with _say.progress(f"stopping {app.name}"):
             stop(app.pidfile, timeout + _MARGIN)
     except NotRunningError:
-        if app.holder():  # another tool's process, or out of reach
+        if app.holder():  # another tool's process, or one in another PID namespace
             raise
         app.must_be_known()
     except KeyboardInterrupt:
@@ -200,7 +200,7 @@ def _restart(app: App) -> int:
 
 
 def _check(settings: Settings) -> None:
-    """Refuse what can't be started, while the old one still runs."""
+    """Raise if it can't be started, while the old one still runs."""
     _app.make_home()
     _, program = command_of(settings["command"], None, shell=False)
     environment = environment_of({**os.environ, **settings.get("env", {})})
@@ -208,7 +208,7 @@ def _check(settings: Settings) -> None:
 
 
 def _delete(app: App) -> int:
-    if not app.logs():  # all that is left of a start that failed
+    if not app.logs():  # a start that failed leaves nothing else
         app.must_be_known()
     if app.is_known:
         _stop(app)
@@ -230,7 +230,7 @@ def _reload(app: App) -> int:
         while state and (now := app.running_state()):
             pairs = list(zip(before, now["instances"], strict=True))
             if now["reloads_failed"] != state["reloads_failed"] or any(_has_failed(*pair) for pair in pairs):
-                text = f"{app.name} was not reloaded: a new run did not come up; what was up stays; see {app.log()}"
+                text = f"{app.name} was not reloaded: a new run did not come up, so the old ones stay; see {app.log()}"
                 raise _say.Failure(text)
             if all(_is_replaced(*pair) for pair in pairs):
                 return 0
@@ -238,18 +238,17 @@ def _reload(app: App) -> int:
     if not process.running:
         raise _say.Failure(f"{app.name} ended during the reload; see {app.log()}")
     raise _say.Failure(
-        f"{app.name} is told to reload, but not when it is done: its state can't be read; "
-        f"see whether {_app.home()} is full"
+        f"{app.name} reloads, but its state can't be read, so the outcome is unknown; is {_app.home()} full?"
     )
 
 
 def _has_failed(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Tell whether the new run of an instance that had none has failed; no other would stay in its place."""
+    """Tell whether an instance that had no run has failed to come up."""
     return not before["runs"] and now["failed"] > before["failed"]
 
 
 def _is_replaced(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Tell whether a new run is up and no old one is left, or whether the instance's work is done."""
+    """Tell whether a new run is up and no old one is left, or the instance is done."""
     return now["done"] or (bool(now["up"]) and set(before["runs"]).isdisjoint(now["runs"]))
 
 
@@ -257,9 +256,9 @@ _VERBS: Final = {"stop": _stop, "restart": _restart, "reload": _reload, "delete"
 
 
 def each(options: argparse.Namespace) -> int:
-    """Do it to each app that was named; return the worst status."""
+    """Run the command for each app that was named; return the worst status."""
     if bool(options.names) == options.all:
-        raise _say.Usage("give the names of apps, or --all")
+        raise _say.Usage(f"give either names of apps or --all; see: daemonkit {options.verb} --help")
     do, worst = _VERBS[options.verb], 0
     for app in _app.apps() if options.all else [App(name) for name in options.names]:
         try:
@@ -287,7 +286,7 @@ def _outputs(settings: Settings, log: str) -> list[str]:
 
 
 def _sizes(files: list[str]) -> dict[tuple[int, int], int]:
-    """Return how long they are now, by what stays the same when they are rotated."""
+    """Return their sizes by device and inode, which stay the same when they are rotated."""
     sizes = {}
     for path in (part for file in files for part in (f"{file}.1", file)):
         with contextlib.suppress(OSError):
@@ -297,7 +296,7 @@ def _sizes(files: list[str]) -> dict[tuple[int, int], int]:
 
 
 def _last_lines(files: list[str], before: dict[tuple[int, int], int]) -> list[str]:
-    """Return the last lines that the program itself has written since."""
+    """Return the last lines that the program itself has written since `before`."""
     lines: list[str] = []
     for path in (part for file in files for part in (f"{file}.1", file)):
         if not os.path.isfile(path):

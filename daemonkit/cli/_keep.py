@@ -1,4 +1,4 @@
-"""What an app's supervisor does: it keeps the program running, and its state file true."""
+"""An app's supervisor: it keeps the program running, and the state file true."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ _logger = logging.getLogger("daemonkit")
 
 
 class Journal:
-    """Follows the events of a supervisor: who is up, and whether the start has failed."""
+    """Turns events into the app's state, and notices a start that fails."""
 
     def __init__(self, settings: Settings) -> None:
-        """Nothing has happened yet."""
+        """Begin with instances that have not started."""
         me = identity()
         self.instances: list[dict[str, Any]] = [
             {"runs": [], "up": [], "starts": 0, "failed": 0, "done": False} for _ in range(_app.count_of(settings))
         ]
-        """Of each: the pids of its runs, and of those that are up; how many ended before that; is its work done."""
+        """Of each: the pids of its runs and of those that are up; how many ended before that; whether it is done."""
         self.state: dict[str, Any] = {
             "supervisor": [me.pid, me.started],
             "ready": False,
@@ -46,15 +46,15 @@ class Journal:
             "reloads_failed": 0,
         }
         self._wished = frozenset(() if settings.get("restart") == "always" else settings.get("success_codes", (0,)))
-        self._must_say_so = bool(settings.get("wait_ready"))
-        self._timeout = settings.get("start_timeout", 30.0) if self._must_say_so else math.inf
+        self._wait_ready = bool(settings.get("wait_ready"))
+        self._timeout = settings.get("start_timeout", 30.0) if self._wait_ready else math.inf
         self._begun: dict[int, float] = {}
         self._silent: set[int] = set()
         self.failure: str | None = None
-        """What went wrong before all were up."""
+        """Why the start failed; None unless it did."""
 
     def take(self, event: Event) -> None:
-        """Take note of an event."""
+        """Record an event."""
         one = self.instances[event.instance]
         match event.kind:
             case "start":
@@ -73,9 +73,9 @@ class Journal:
     def _ended(self, one: dict[str, Any], event: Event) -> None:
         lived = event.time - self._begun.pop(event.pid, event.time)
         silent = event.pid in self._silent
-        self._silent.discard(event.pid)  # the number may be given out again
+        self._silent.discard(event.pid)  # the kernel may give the number to another process
         one["runs"] = [pid for pid in one["runs"] if pid != event.pid]
-        good = event.pid in one["up"] or (event.exitcode in self._wished and not self._must_say_so)
+        good = event.pid in one["up"] or (event.exitcode in self._wished and not self._wait_ready)
         if event.pid in one["up"]:
             one["up"].remove(event.pid)
         one["done"] = good and event.exitcode in self._wished and not one["runs"]
@@ -93,27 +93,27 @@ class Journal:
 
     @property
     def all_up(self) -> bool:
-        """Whether each instance is up, or has done what it was to do."""
+        """Whether each instance is up or done."""
         return all(one["up"] or one["done"] for one in self.instances)
 
     def close(self, summary: Summary) -> None:
-        """Take note of the end."""
+        """Record the end."""
         self.state["exitcode"] = summary.exitcode
         for one, record in zip(self.instances, summary.instances, strict=True):
             one["runs"], one["up"], one["starts"] = [], [], record.starts
 
 
 class LogHandler(logging.Handler):
-    """Writes to the log that `supervise` rotates meanwhile, so that what it says itself is rotated too."""
+    """Writes the supervisor's own lines to the log that `supervise` rotates."""
 
     def __init__(self, path: str) -> None:
-        """Open nothing yet."""
+        """Take the path; the log is opened for each line."""
         super().__init__()
         self._path = path
         self._pending = b""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a line, or keep it for later, where a full disk has cut short what another has to write."""
+        """Write a line; keep it for later while somebody's line is incomplete, as on a full disk."""
         self._pending += f"{self.format(record)}\n".encode(errors="backslashreplace")
         log = log_at(self._path)
         if log and log.held_by:
@@ -123,13 +123,13 @@ class LogHandler(logging.Handler):
             if log:
                 while data:
                     data = data[log.write(data, self) :]
-            else:  # before and after
+            else:  # supervise() has not opened it yet, or has closed it
                 with open(open_log(self._path, None)[0], "wb", buffering=0) as file:
                     file.write(data)
         except OSError:
             self.handleError(record)
             if log:
-                log.held_by = None  # the rest of this line is lost, and nobody is to wait for it
+                log.held_by = None  # the rest of this line is lost, so nobody may wait for it
 
 
 def run(
@@ -139,12 +139,10 @@ def run(
     app: App | None,
     last_lines: Callable[[], list[str]],
 ) -> int:
-    """Supervise what the settings say, in the process that is to do so; return its exit status.
+    """Supervise the app in this process; return the exit status.
 
-    `streams` are settings too, which are not the app's own and not to be kept.
-
-    With `app` the start counts as failed if an instance ends badly before all are up: SystemExit, with the program's
-    `last_lines`, taken before it is restarted, and the reason.
+    `streams` are laid over the settings, and not kept. With `app`, the start fails if an instance ends badly before
+    all are up: SystemExit, with the program's `last_lines`, taken before it is restarted, and the reason.
     """
     options = _options({**settings, **streams})
     journal = Journal(settings)
@@ -157,8 +155,8 @@ def run(
                 said.append(last_lines())
                 os.kill(os.getpid(), signal.SIGTERM)  # once: a second one would kill the others
         elif journal.all_up and not journal.state["ready"]:
-            _count_as_up(journal, settings, context, app)
-        _write_state(journal, app)
+            return _count_as_up(journal, settings, context, app)
+        return _write_state(journal, app)
 
     os.environ.update(settings.get("env", {}))
     summary = supervise(settings["command"], on_event=on_event, **options)
@@ -179,7 +177,7 @@ def _count_as_up(journal: Journal, settings: Settings, context: DetachedContext,
             os.kill(os.getpid(), signal.SIGTERM)
             return
     journal.state["ready"] = True
-    _write_state(journal, app)  # before whoever waits for the start looks at it
+    _write_state(journal, app)  # before the waiting caller looks at it
     context.ready(f"{len(journal.instances)} up")
 
 
@@ -187,7 +185,7 @@ def _write_state(journal: Journal, app: App | None) -> None:
     if app:
         try:
             app.write_state(journal.state)
-        except OSError as error:  # a full disk, for one: the app runs on, and what is told of it is old
+        except OSError as error:  # such as a full disk: the app runs on
             _logger.warning("the state of %s can't be written: %s", app.name, error)
 
 
@@ -195,7 +193,7 @@ _NOT_OPTIONS: Final = frozenset({"command", "env", "log", "cwd"})
 
 
 def _options(settings: Settings) -> dict[str, Any]:
-    """Return the settings as `supervise` takes them."""
+    """Return the settings as arguments of `supervise`."""
     options = {name: value for name, value in settings.items() if name not in _NOT_OPTIONS}
     if backoff := options.get("backoff"):
         options["backoff"] = Backoff(*backoff)

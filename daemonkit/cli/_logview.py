@@ -1,4 +1,4 @@
-"""An app's log: `daemonkit logs`."""
+"""Show and follow an app's log: `daemonkit logs`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     import argparse
     from typing import BinaryIO, Final, NoReturn
 
-_LOOK: Final = 0.1  # seconds between looks at a file that tells no one when it changes
+_LOOK: Final = 0.1  # seconds between two looks: the standard library can't wait for a change (inotify)
 _BLOCK: Final = 1 << 16
 
 
 def logs(options: argparse.Namespace) -> int:
     app = App(options.name)
     path = app.log()
-    if not os.path.exists(path):  # it is all that is left of a start that failed
+    if not os.path.exists(path):  # a start that failed leaves a log, and nothing else
         app.must_be_known()
     file = _open(path)
     if file:
@@ -40,7 +40,7 @@ def _open(path: str) -> BinaryIO | None:
 
 
 def _tails(path: str, file: BinaryIO, count: int) -> list[tuple[BinaryIO, int]]:
-    """Return where the last `count` lines begin: also in what the log was rotated to, the oldest first."""
+    """Return the files that hold the last `count` lines, the oldest first, and where the lines begin in each."""
     found: list[tuple[BinaryIO, int]] = []
     part: BinaryIO | None = file
     while part:
@@ -51,13 +51,13 @@ def _tails(path: str, file: BinaryIO, count: int) -> list[tuple[BinaryIO, int]]:
 
 
 def _tail_of(file: BinaryIO, count: int) -> tuple[int, int]:
-    """Return where the last `count` lines begin, and how many are missing; what is before them is not read."""
+    """Return where the last `count` lines begin, and how many of them are missing. Nothing before them is read."""
     end = position = file.seek(0, os.SEEK_END)
     while position and count:
         start = max(position - _BLOCK, 0)
         file.seek(start)
         block = file.read(position - start)
-        before = len(block) - 1 if position == end else len(block)  # the last line's own end begins no other
+        before = len(block) - 1 if position == end else len(block)  # no line begins after the end of the last one
         while (found := block.rfind(b"\n", 0, before)) >= 0:
             count -= 1
             if not count:
@@ -80,40 +80,21 @@ def _show(file: BinaryIO, position: int) -> None:
 def _follow(path: str, file: BinaryIO | None) -> NoReturn:
     """Print what is added to the log, across rotation and truncation.
 
-    It looks ten times a second: the standard library has no inotify, and a reader is none of the app's business.
+    Only a log that is rotated twice between two looks loses the lines of the file in between.
     """
     import threading
 
     pause = threading.Event()
     while True:
-        rotated = file and not _is_same(file, path)  # before the last look, so that it sees all there is
-        if file:
+        newer = None if file and _is_same(file, path) else _open(path)
+        if file:  # after the look at the path: so the last lines before a rotation are in it
             _show(file, file.tell() if os.fstat(file.fileno()).st_size >= file.tell() else 0)
-        if not file or rotated:
-            newer = _successor(file, path) if file else _open(path)
-            if newer:
-                if file:
-                    file.close()
-                file = newer
-                continue
-        pause.wait(_LOOK)
-
-
-def _successor(file: BinaryIO, path: str) -> BinaryIO | None:
-    """Return the log that was begun after this one: PATH.2 is followed by PATH.1, that by PATH; None: look again."""
-    number = gap = 0
-    while gap < 2:  # a rotation that is under way makes one
-        number += 1
-        old = f"{path}.{number}"
-        gap = 0 if os.path.exists(old) else gap + 1
-        if _is_same(file, old):
-            newer = _open(f"{path}.{number - 1}" if number > 1 else path)
-            if newer and _is_same(file, old):
-                return newer
-            if newer:  # rotated once more meanwhile
-                newer.close()
-            return None
-    return _open(path)
+        if newer:
+            if file:
+                file.close()
+            file = newer
+        else:
+            pause.wait(_LOOK)
 
 
 def _is_same(file: BinaryIO, path: str) -> bool:

@@ -7,7 +7,6 @@ import math
 import os
 import re
 import signal
-from collections import namedtuple
 
 from daemonkit._system.signals import signal_name
 
@@ -65,7 +64,7 @@ def _backoff(text: str) -> list[float]:
 
 
 def signal_number(text: str) -> int:
-    """Return the number of a signal by its name, with or without SIG, or number; also of SIGRTMIN+N and SIGRTMAX-N."""
+    """Return a signal's number by its name, with or without SIG, as SIGRTMIN+N or SIGRTMAX-N, or by its number."""
     name = text.upper().removeprefix("SIG")
     found = re.fullmatch(r"([A-Z]\w*)([+-]\d+)?", name)
     number = signal.Signals[f"SIG{found[1]}"] + int(found[2] or 0) if found else int(name)
@@ -106,18 +105,37 @@ def _variable(text: str) -> tuple[str, str]:
     return name, value
 
 
-class Option(
-    namedtuple("Option", ("flags", "what", "parse", "metavar", "choices", "several"), defaults=(str, None, None, False))
-):
-    """One option of the command line, as argparse is told of it."""
+class Option:
+    """One option of the command line."""
 
-    __slots__ = ()
-    flags: str
-    what: str
-    parse: Callable[[str], object] | None
-    metavar: str | None
-    choices: tuple[str, ...] | None
-    several: bool
+    def __init__(  # noqa: PLR0913 - the fields
+        self,
+        flags: str,
+        what: str,
+        parse: Callable[[str], object] | None = str,
+        metavar: str | None = None,
+        *,
+        choices: tuple[str, ...] | None = None,
+        several: bool = False,
+    ) -> None:
+        self.flags = flags.split()
+        self.what = what
+        self.parse = parse
+        """Returns the value of the text; None for an option without a value."""
+        self.metavar = metavar
+        self.choices = choices
+        self.several = several
+        """Whether it may be given several times."""
+
+    @property
+    def flag(self) -> str:
+        """Its long form."""
+        return self.flags[-1]
+
+    @property
+    def name(self) -> str:
+        """Its name as a setting, and as an argument of `supervise`."""
+        return self.flag.removeprefix("--").replace("-", "_")
 
 
 OPTIONS: Final = (
@@ -127,10 +145,10 @@ OPTIONS: Final = (
     Option("--backoff", "seconds before restarts in a row (0.1,2,30)", _backoff, "INITIAL,FACTOR,MAXIMUM"),
     Option("--min-uptime", "seconds after which a run was a good one (1)", _seconds, "S"),
     Option("--max-restarts", "restarts in a row before it is given up (no limit)", _count, "N"),
-    Option("--stop-signal", "what asks it to end (SIGTERM)", _signal, "SIG"),
+    Option("--stop-signal", "the signal that asks it to end (SIGTERM)", _signal, "SIG"),
     Option("--stop-timeout", "seconds until SIGKILL (10)", _patience, "S"),
     Option("--wait-ready", "it is up when it sends READY=1 to $NOTIFY_SOCKET", None),
-    Option("--start-timeout", "seconds that may take (30)", _seconds, "S"),
+    Option("--start-timeout", "seconds until it must be up (30)", _seconds, "S"),
     Option("--watchdog", "seconds within which it must send WATCHDOG=1", _seconds, "S"),
     Option("--max-memory", "bytes above which it is replaced; 200M", _size, "BYTES"),
     Option("--cpu-affinity", "bind instance i to CPU i mod n", choices=("spread",)),
@@ -139,10 +157,10 @@ OPTIONS: Final = (
     ),
     Option("--cwd", "its directory (this one)", _path, "D"),
     Option("--env", "a variable of its environment; several times", _variable, "K=V", several=True),
-    Option("--user", "who it runs as", _user, "U"),
+    Option("--user", "the user that it runs as", _user, "U"),
     Option("--group", "its group", _user, "G"),
     Option("--umask", "octal", _octal, "MASK"),
-    Option("--stdin", "a file that it reads", _path, "F"),
+    Option("--stdin", "the file that it reads", _path, "F"),
     Option("--stdout", "a file instead of the log; {instance} is the number", _path, "F"),
     Option("--stderr", "the same", _path, "F"),
     Option("--log", "its log (NAME.log)", _path, "F"),
@@ -151,32 +169,32 @@ OPTIONS: Final = (
 )
 
 
-def typed(parse: Callable[[str], object], metavar: str | None) -> Callable[[str], object]:
+def _typed(option: Option) -> Callable[[str], object]:
     def convert(text: str) -> object:
         try:
-            return parse(text)
+            return option.parse(text) if option.parse else True
         except (ValueError, KeyError) as error:
-            raise argparse.ArgumentTypeError(f"{text!r} is no {metavar}") from error
+            raise argparse.ArgumentTypeError(f"invalid {option.metavar}: {text!r}") from error
 
     return convert
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    for flags, what, parse, metavar, choices, several in OPTIONS:
-        names = flags.split()
-        if parse is None:
-            parser.add_argument(*names, help=what, action="store_const", const=True)
-        elif choices:
-            parser.add_argument(*names, help=what, choices=choices)
+    for option in OPTIONS:
+        if option.parse is None:
+            parser.add_argument(*option.flags, help=option.what, action="store_const", const=True)
+        elif option.choices:
+            parser.add_argument(*option.flags, help=option.what, choices=option.choices)
         else:
-            action = "append" if several else "store"
-            parser.add_argument(*names, help=what, type=typed(parse, metavar), metavar=metavar, action=action)
+            action = "append" if option.several else "store"
+            parser.add_argument(
+                *option.flags, help=option.what, type=_typed(option), metavar=option.metavar, action=action
+            )
 
 
 def settings_of(options: argparse.Namespace) -> Settings:
     """Return what was asked for, by the names of `supervise`'s arguments."""
-    names = [flags.split()[-1].removeprefix("--").replace("-", "_") for flags, *_ in OPTIONS]
-    settings = {name: value for name in names if (value := getattr(options, name)) is not None}
+    settings = {option.name: value for option in OPTIONS if (value := getattr(options, option.name)) is not None}
     if "env" in settings:
         settings["env"] = dict(settings["env"])
     if options.command:

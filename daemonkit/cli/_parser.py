@@ -1,76 +1,41 @@
-"""The command line: what each command takes, its `--help`, and what completes it."""
+"""The command line: what each command takes, its `--help`, and its completion."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import os
-from collections import namedtuple
+
+from daemonkit.cli import _say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from typing import Final
+    from collections.abc import Callable, Iterable, Sequence
+    from typing import Final, NoReturn
+
+    Add = Callable[[argparse.ArgumentParser], object]
+    """Adds arguments to a command's parser."""
 
 
-class _Command(namedtuple("_Command", ("where", "takes", "what", "examples"))):
-    __slots__ = ()
-    where: tuple[str, str]
-    """The module and the function that do it."""
-    takes: str
-    """What is on its command line, by the names in `_ADD`; CMD, CMD?: a program after ``--``."""
-    what: str
-    examples: str
+class _Command:
+    def __init__(self, where: str, what: str, examples: str, *arguments: Add, program: str = "none") -> None:
+        self.where = where
+        """The function that does it, as "module.name"."""
+        self.what = what
+        self.examples = examples
+        self.arguments = arguments
+        self.program = program
+        """Whether a program follows, after ``--``: "none", "optional" or "required"."""
 
 
-_COMMANDS: Final = {
-    "start": _Command(
-        ("_commands", "start"),
-        "NAME OPTIONS CMD?",
-        "start an app in the background; return when it is up",
-        "daemonkit start web -i 4 -- python worker.py\n  daemonkit start web    # a known app again, as it was",
-    ),
-    "run": _Command(
-        ("_commands", "run"),
-        "OPTIONS CMD",
-        "the same in the foreground: under systemd, in a container, to debug",
-        "daemonkit run -i 4 --restart always -- python worker.py",
-    ),
-    "spawn": _Command(
-        ("_commands", "spawn"),
-        "SPAWN CMD",
-        "launch a program that outlives the terminal, and print its pid",
-        "daemonkit spawn --log job.log -- python job.py",
-    ),
-    "ls": _Command(("_table", "ls"), "JSON", "list all apps", "daemonkit ls\n  daemonkit ls --json"),
-    "status": _Command(
-        ("_table", "status"), "NAME JSON", "tell how an app is; status 3 if it does not run", "daemonkit status web"
-    ),
-    "stop": _Command(("_commands", "each"), "NAMES", "stop apps", "daemonkit stop web mail\n  daemonkit stop --all"),
-    "restart": _Command(
-        ("_commands", "each"), "NAMES", "stop and start apps, in this shell's environment", "daemonkit restart web"
-    ),
-    "reload": _Command(
-        ("_commands", "each"),
-        "NAMES",
-        "restart the instances one at a time, each stopped once its successor is up",
-        "daemonkit reload web",
-    ),
-    "delete": _Command(
-        ("_commands", "each"), "NAMES", "stop apps and forget them, their logs too", "daemonkit delete web"
-    ),
-    "logs": _Command(("_logview", "logs"), "NAME LOGS", "show the end of an app's log", "daemonkit logs web -n 100 -f"),
-    "top": _Command(("_table", "top"), "", "the table of ls, live; Ctrl-C ends it", "daemonkit top"),
-    "unit": _Command(
-        ("_unit", "unit"),
-        "NAME",
-        "print a systemd unit that runs the same app",
-        "daemonkit unit web >/etc/systemd/system/web.service",
-    ),
-}
+# argparse translates its messages, for which gettext loads locale: longer than `ls` may take, and ours are in English.
+argparse._ = str  # type: ignore[attr-defined]
 
 
-def _add_options(parser: argparse.ArgumentParser) -> None:
+# --- arguments ------------------------------------------------------------------------------------------------------
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
     from daemonkit.cli import _options
 
     _options.add_options(parser)
@@ -82,47 +47,96 @@ def _known_names(**_: object) -> list[str]:
     return [app.name for app in _app.apps()]
 
 
-def _add_name(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", help="the app").completer = _known_names  # type: ignore[attr-defined]
+def _name(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="the app").completer = _known_names  # type: ignore[attr-defined] # argcomplete's
 
 
-def _add_names(parser: argparse.ArgumentParser) -> None:
+def _names(parser: argparse.ArgumentParser) -> None:
     names = parser.add_argument("names", metavar="NAME", nargs="*", help="apps")
     names.completer = _known_names  # type: ignore[attr-defined] # argcomplete's
     parser.add_argument("--all", action="store_true", help="all apps")
 
 
+def _json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="as JSON")
+
+
 def _count(text: str) -> int:
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of lines")
+        raise argparse.ArgumentTypeError(f"invalid number of lines: {text!r}")
     return int(text)
 
 
-def _add_logs(parser: argparse.ArgumentParser) -> None:
+def _log(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-f", "--follow", action="store_true", help="go on as it grows; Ctrl-C ends it")
     parser.add_argument("-n", "--lines", type=_count, default=10, metavar="N", help="how many lines (10)")
 
 
-def _add_spawn(parser: argparse.ArgumentParser) -> None:
+def _spawn(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pidfile", metavar="F", help="held by the program as long as it runs")
     parser.add_argument("--log", metavar="F", help="where its output is appended to (nowhere)")
 
 
-_ADD: Final[dict[str, Callable[[argparse.ArgumentParser], object]]] = {
-    "NAME": _add_name,
-    "NAMES": _add_names,
-    "OPTIONS": _add_options,
-    "JSON": lambda parser: parser.add_argument("--json", action="store_true", help="as JSON"),
-    "LOGS": _add_logs,
-    "SPAWN": _add_spawn,
-    # Shown alone: what follows -- never gets as far as argparse.
-    "CMD": lambda parser: parser.add_argument("stray", metavar="-- CMD", nargs="*", help="the program"),
-    "CMD?": lambda parser: parser.add_argument("stray", metavar="-- CMD", nargs="*", help="the program, if it is new"),
+COMMANDS: Final = {
+    "start": _Command(
+        "_commands.start",
+        "start an app in the background; return when it is up",
+        "daemonkit start web -i 4 -- python worker.py\n  daemonkit start web    # a known app again, as it was",
+        _name,
+        _options,
+        program="optional",
+    ),
+    "run": _Command(
+        "_commands.run",
+        "the same in the foreground: under systemd, in a container, to debug",
+        "daemonkit run -i 4 --restart always -- python worker.py",
+        _options,
+        program="required",
+    ),
+    "spawn": _Command(
+        "_commands.spawn",
+        "launch a program that outlives the terminal, and print its pid",
+        "daemonkit spawn --log job.log -- python job.py",
+        _spawn,
+        program="required",
+    ),
+    "ls": _Command("_table.ls", "list all apps", "daemonkit ls\n  daemonkit ls --json", _json),
+    "status": _Command(
+        "_table.status", "show how an app is; status 3 if it does not run", "daemonkit status web", _name, _json
+    ),
+    "stop": _Command("_commands.each", "stop apps", "daemonkit stop web mail\n  daemonkit stop --all", _names),
+    "restart": _Command(
+        "_commands.each", "stop and start apps, in this shell's environment", "daemonkit restart web", _names
+    ),
+    "reload": _Command(
+        "_commands.each",
+        "restart the instances one at a time, each stopped once its successor is up",
+        "daemonkit reload web",
+        _names,
+    ),
+    "delete": _Command("_commands.each", "stop apps and forget them, their logs too", "daemonkit delete web", _names),
+    "logs": _Command("_logview.logs", "show the end of an app's log", "daemonkit logs web -n 100 -f", _name, _log),
+    "top": _Command("_table.top", "the table of ls, live; Ctrl-C ends it", "daemonkit top"),
+    "unit": _Command(
+        "_unit.unit",
+        "print a systemd unit that runs the same app",
+        "daemonkit unit web >/etc/systemd/system/web.service",
+        _name,
+    ),
 }
 
 
+# --- parsing --------------------------------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Refuse the command line in one line: argparse would show a dozen."""
+        raise _say.Usage(f"{message}; see: {self.prog} --help")
+
+
 def _formatter(prog: str) -> argparse.HelpFormatter:
-    """Return a formatter of the terminal's width, which argparse would import shutil and its compressors for."""
+    """Return a formatter of the terminal's width. To ask for that, argparse would import shutil and its compressors."""
     try:
         width = os.get_terminal_size().columns
     except OSError:
@@ -130,53 +144,80 @@ def _formatter(prog: str) -> argparse.HelpFormatter:
     return argparse.RawDescriptionHelpFormatter(prog, width=width - 2)
 
 
-def _parser(verbs: Sequence[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser_of(verb: str, add: Callable[..., argparse.ArgumentParser] = _Parser) -> argparse.ArgumentParser:
+    command = COMMANDS[verb]
+    parser = add(
+        prog=f"daemonkit {verb}",
+        description=f"{command.what[0].upper()}{command.what[1:]}.",
+        epilog=f"examples:\n  {command.examples}",
+        formatter_class=_formatter,
+    )
+    for arguments in command.arguments:
+        arguments(parser)
+    if command.program != "none":  # shown alone: whatever follows -- never reaches argparse
+        what = "the program, if it is new" if command.program == "optional" else "the program"
+        parser.add_argument("stray", metavar="-- CMD", nargs="*", help=what)
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    return parser
+
+
+def _whole_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands: for help, errors and completion."""
+    parser = _Parser(
         "daemonkit",
         description="Keep programs running in the background.",
         epilog="examples:\n  daemonkit start web -i 4 -- python worker.py\n  daemonkit ls\n  daemonkit start --help",
         formatter_class=_formatter,
     )
-    parser.add_argument("--version", action="store_true", help="tell the version and end")
+    parser.add_argument("--version", action="version", version=f"daemonkit {_version()}")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    commands = parser.add_subparsers(dest="verb", metavar="COMMAND", prog="daemonkit")  # or it imports shutil for that
-    for verb in verbs:
-        _, takes, what, examples = _COMMANDS[verb]
-        sub = commands.add_parser(
-            verb,
-            help=what,
-            description=f"{what[0].upper()}{what[1:]}.",
-            epilog=f"examples:\n  {examples}",
-            formatter_class=_formatter,
-        )
-        for part in takes.split():
-            _ADD[part](sub)
-        sub.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
-        sub.set_defaults(refuse=sub.error)
+    commands = parser.add_subparsers(dest="verb", metavar="COMMAND", prog="daemonkit")  # or it imports shutil
+    for verb, command in COMMANDS.items():
+        _parser_of(verb, lambda verb=verb, what=command.what, **more: commands.add_parser(verb, help=what, **more))
     return parser
 
 
+def _version() -> str:
+    from daemonkit import __version__
+
+    return __version__
+
+
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Return the options; `command` is what follows ``--``, None without that."""
-    end = arguments.index("--") if "--" in arguments else len(arguments)
-    own, command = arguments[:end], arguments[end + 1 :] if end < len(arguments) else None
-    verb = next((one for one in own if not one.startswith("-")), "")
-    parser = _parser([verb] if verb in _COMMANDS else [*_COMMANDS])
+    """Return the options; `command` is the program after ``--``, None without one."""
     if "_ARGCOMPLETE" in os.environ:
         with contextlib.suppress(ImportError):
             import argcomplete  # the extra "cli"; a shell that completes a line sets this variable
 
-            argcomplete.autocomplete(_parser([*_COMMANDS]))
-    options = parser.parse_args(own)
-    options.command = command
-    if options.verb is None and not options.version:
-        parser.error("give a command; daemonkit --help lists them")
-    takes = _COMMANDS[options.verb].takes.split() if options.verb else []
-    if "CMD" in takes and not command:
-        options.refuse("give the program, after --")
-    if command is not None and not (command and {"CMD", "CMD?"}.intersection(takes)):
-        options.refuse("there is no program after --" if not command else "it takes no program")
-    if getattr(options, "stray", None):
-        options.refuse(f"{options.stray[0]!r} is no option; the program follows --")
-    options.where = _COMMANDS[options.verb].where if options.verb else None
+            argcomplete.autocomplete(_whole_parser())
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    own, program = arguments[:end], arguments[end + 1 :] if end < len(arguments) else None
+    verb, others = _verb_of(own)
+    if not verb:
+        _whole_parser().parse_args(own)  # which shows help or the version, or refuses
+        raise _say.Usage("give a command; daemonkit --help lists them")
+    parser = _parser_of(verb)  # of this one alone: to build all of them takes longer than `ls`
+    options = parser.parse_args(others)
+    options.verb, options.where, options.command = verb, COMMANDS[verb].where, program
+    _check_program(parser, COMMANDS[verb].program, options)
     return options
+
+
+def _verb_of(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """Return the command that was typed, '' for none that there is, and its arguments; --debug may come before."""
+    for number, word in enumerate(arguments):
+        if word in COMMANDS:
+            return word, [*arguments[:number], *arguments[number + 1 :]]
+        if word != "--debug":
+            break
+    return "", []
+
+
+def _check_program(parser: argparse.ArgumentParser, wanted: str, options: argparse.Namespace) -> None:
+    stray: Iterable[str] = getattr(options, "stray", ())
+    for word in stray:
+        parser.error(f"unexpected argument {word!r}; put the program after --")
+    if wanted == "none" and options.command is not None:
+        parser.error("it takes no program")
+    if options.command == [] or (wanted == "required" and not options.command):
+        parser.error("give the program, after --")

@@ -1,4 +1,4 @@
-"""What the command tells a person beside its results: on stderr, in one line."""
+"""Messages to the person who types: one line each, on stderr."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import errno
 import io
 import os
-import signal
 import sys
 
 TYPE_CHECKING = False
@@ -16,36 +15,39 @@ if TYPE_CHECKING:
 
 
 class Failure(Exception):  # noqa: N818 - never seen as such
-    """What a user is told, in one line."""
+    """A failure, in the words that the user reads."""
 
 
 class Usage(Exception):  # noqa: N818 - the same
-    """What is wrong with the command line."""
+    """A mistake in the command line, in the words that the user reads."""
 
 
 class Interrupted(Exception):  # noqa: N818 - the same
-    """How things are after a Ctrl-C."""
+    """A Ctrl-C; its text says how things are now."""
 
 
 # --- the streams --------------------------------------------------------------------------------------------------
 
 
 def open_streams() -> None:
-    """Put the null device where a stream is closed; and let a name that is no text out as it came in."""
+    """Put the null device where a stream is closed. Let names of any bytes pass to stdout unchanged."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - as long as the process lives
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - open as long as the process lives
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")
 
 
 def flush(status: int) -> int:
-    """Write what is left, so that nothing is at the interpreter's end; return the status, 1 if that failed."""
+    """Write the rest of the output; return the status, or 1 if that failed.
+
+    Left to the interpreter's end, a failure would be a traceback.
+    """
     try:
         sys.stdout.flush()
     except OSError as error:
         _silence(1)
-        if not status and not isinstance(error, BrokenPipeError):  # whoever read it, as head(1), has seen enough
+        if not status and not isinstance(error, BrokenPipeError):  # the reader, such as head(1), has seen enough
             say(f"standard output: {error.strerror}")
         status = status or 1
     try:
@@ -62,7 +64,7 @@ def _silence(number: int) -> None:
 
 
 def say(text: str) -> None:
-    """Tell it; with nobody to tell it to, nothing else changes."""
+    """Print a message. A stderr that can't be written changes nothing else."""
     clear()
     with contextlib.suppress(OSError):
         sys.stderr.write(f"daemonkit: {text}\n")
@@ -86,14 +88,14 @@ def _is_somewhere() -> bool:
     return True
 
 
-# --- what takes more than a second ----------------------------------------------------------------------------------
+# --- progress, for what takes more than a second ----------------------------------------------------------------------
 
 _progress = ""
-"""What is being shown, here or in the process that forked this one."""
+"""The text that is shown now, by this process or by the one that forked it."""
 
 
 def clear() -> None:
-    """Make room on the terminal's line."""
+    """Erase the progress from the terminal's line."""
     if _progress:
         with contextlib.suppress(OSError):
             sys.stderr.write(f"\r{' ' * (len(_progress) + 4)}\r")
@@ -102,11 +104,13 @@ def clear() -> None:
 
 @contextlib.contextmanager
 def progress(text: str) -> Iterator[None]:
-    """Show on a terminal that something takes more than a second."""
+    """Show the text on a terminal while the body runs, from its second second on."""
     global _progress  # noqa: PLW0603 - there is one terminal
     if not sys.stderr.isatty():
         yield
         return
+    import signal
+
     shown = 0
 
     def show(_number: int, _frame: FrameType | None) -> None:

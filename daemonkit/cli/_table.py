@@ -1,4 +1,4 @@
-"""How the apps are: `daemonkit ls`, `status` and `top`."""
+"""Show the apps: `daemonkit ls`, `status` and `top`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def ls(options: argparse.Namespace) -> int:
     for app in _app.apps():
         try:
             reports.append(_report(app, usage=_is_shown(options)))
-        except OSError as error:  # its pidfile is none
+        except OSError as error:  # not a pidfile
             _say.say(_say.in_one_line(error))
             status = 1
     _show(reports, as_json=options.json)
@@ -54,12 +54,12 @@ def _report(app: App, *, usage: bool) -> dict[str, Any]:
 
 
 def _is_shown(options: argparse.Namespace) -> bool:
-    """Tell whether cpu and memory are worth what they cost: for a person and in JSON, not in a pipe."""
+    """Tell whether cpu and memory are shown: on a terminal and in JSON. In a pipe they would only cost time."""
     return options.json or sys.stdout.isatty()
 
 
 def _usage(pid: int) -> tuple[float, int] | None:
-    """Return what the supervisor and its instances use: percent of a CPU since they started, and bytes."""
+    """Return the cpu (percent since they started) and memory (bytes) of the supervisor and its instances."""
     try:
         import psutil  # the extra "cli"
     except ImportError:
@@ -122,7 +122,7 @@ _COLOURS: Final = {"running": "green", "starting": "yellow", "failed": "red"}
 
 
 def _rich_table(rows: list[tuple[str, ...]]) -> Callable[[], None] | None:
-    """Return what prints the table in colour; None without the extra "cli"."""
+    """Return a function that prints the table in colour; None without the extra "cli"."""
     try:
         from rich.console import Console
     except ImportError:
@@ -141,7 +141,7 @@ def _table(rows: list[tuple[str, ...]]) -> Any:  # noqa: ANN401 - rich's Table
 
 def top(_options: argparse.Namespace) -> int:
     try:
-        import psutil  # noqa: F401 - without it there is nothing to show
+        import psutil  # noqa: F401 - without it, cpu and memory would be missing
         from rich.live import Live
     except ImportError:
         raise _say.Failure("top needs more than the base install: pip install 'daemonkit[cli]'") from None
@@ -151,7 +151,7 @@ def top(_options: argparse.Namespace) -> int:
     import threading
 
     done = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))  # so that the terminal is as it was
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))  # so that the terminal is restored
     with contextlib.suppress(KeyboardInterrupt), Live(auto_refresh=False, screen=True) as live:
         while True:
             live.update(_table([_cells(_report(app, usage=True)) for app in _app.apps()]), refresh=True)

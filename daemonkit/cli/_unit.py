@@ -1,4 +1,4 @@
-"""An app as a unit of systemd: `daemonkit unit`."""
+"""Print an app as a systemd unit: `daemonkit unit`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from daemonkit.cli._app import Settings
 
 _START: Final = 90.0  # seconds; systemd's own limit
-_MARGIN: Final = 5.0  # seconds that a supervisor has beyond its instances' stop timeout
+_MARGIN: Final = 5.0  # seconds that the supervisor itself may take, beyond its instances' stop timeout
 
 
 def unit(options: argparse.Namespace) -> int:
@@ -29,21 +29,23 @@ def unit(options: argparse.Namespace) -> int:
 def unit_of(name: str, settings: Settings) -> str:
     """Return a systemd unit that runs the same app: systemd.service(5)."""
     arguments = [sys.executable, "-m", "daemonkit", "run"]
-    for flags, _, parse, _, _, several in OPTIONS:
-        option = flags.split()[-1]
-        key = option.removeprefix("--").replace("-", "_")
-        if key not in settings or key in {"cwd", "env"}:
+    for option in OPTIONS:
+        if option.name not in settings or option.name in {"cwd", "env"}:
             continue
-        if parse is None:
-            arguments.append(option)
+        value = settings[option.name]
+        if option.parse is None:
+            arguments.append(option.flag)
         else:
-            values = settings[key] if several else [settings[key]]
-            arguments += [f"{option}={_written(key, value)}" for value in values]
+            arguments += [
+                f"{option.flag}={_written(option.name, one)}" for one in (value if option.several else [value])
+            ]
     arguments += ["--", *settings["command"]]
-    variables = {"PATH": os.environ.get("PATH", os.defpath)} | settings.get("env", {})  # systemd's own PATH is short
+    variables = {"PATH": os.environ.get("PATH", os.defpath)} | settings.get(
+        "env", {}
+    )  # systemd's own PATH may lack the program
     environment = "".join(f"Environment={_quoted(f'{key}={value}')}\n" for key, value in variables.items())
-    user = f"User={os.geteuid()}\n" if os.geteuid() else ""  # or root would run it
-    command = " ".join(_quoted(word.replace("$", "$$")) for word in arguments)  # which it alone would expand
+    user = f"User={os.geteuid()}\n" if os.geteuid() else ""  # otherwise root would run it
+    command = " ".join(_quoted(word.replace("$", "$$")) for word in arguments)  # systemd expands $
     start_timeout = max(_START, settings.get("start_timeout", 0.0) + _MARGIN)
     stop_timeout = settings.get("stop_timeout", 10.0) + _MARGIN
     return (
@@ -66,6 +68,6 @@ def _seconds(value: float) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Quote a word of a unit: systemd.syntax(7), and % as in systemd.unit(5)."""
+    """Quote a word as systemd.syntax(7) describes; "%" is doubled: systemd.unit(5)."""
     text = text.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("\n", "\\n")
     return text if text and not set(text) & set(" \t'\";\\") else f'"{text}"'

@@ -1,0 +1,184 @@
+"""The `daemonkit` command where things are not as they should be: damaged files, full disks, other users."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from harness import PATIENCE, alive, eventually, let_everybody_in, python_for_everybody
+from shell import QUICK, one_line
+
+import daemonkit
+from daemonkit.cli import _app
+
+if TYPE_CHECKING:
+    from shell import Shell
+
+
+FULL = """
+mount -t tmpfs -o size=64k,mode=700 tmpfs {home} || exit 77
+D="{python} -m daemonkit"
+$D start web --min-uptime 0.05 -- sleep 1000 || exit 1
+cat /dev/zero >{home}/filler 2>/dev/null
+$D start other --min-uptime 0.05 -- sleep 1000; echo start $?
+killed=$(sed 's/.*"up": .\\([0-9]*\\).*/\\1/' {home}/web.state)
+kill -9 $killed
+timeout {patience} sh -c "while grep -q '\\[$killed\\]' {home}/web.state 2>/dev/null; do sleep 0.05; done"; echo believed $?
+$D status web; echo status $?
+timeout {patience} $D reload web; echo reload $?
+$D stop web; echo stop $?
+"""
+
+
+def test_a_supervisor_that_was_killed_is_stopped_whatever_the_state_says(shell: Shell) -> None:
+    shell.start("web", "-i", 2)
+    pid, instances = shell.report("web")["pid"], shell.instances("web")
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: not any(map(alive, [pid, *instances])))
+    assert shell.state("web")["instances"][0]["up"]
+    report = shell.report("web")
+    assert (report["state"], report["up"], report["pid"]) == ("stopped", 0, None)
+    shell("start", "web")
+    assert shell.report("web")["up"] == 2
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"instances": 5}', '{"instances": [{"up": 5}]}', "\0\xff"])
+def test_a_state_that_is_damaged_makes_no_wrong_statement(shell: Shell, text: str) -> None:
+    shell.start("web")
+    (shell.home / "web.state").write_text(text)
+    report = shell.report("web")
+    assert (report["state"], report["up"], report["wanted"]) == ("running", None, 1)
+    assert "?/1" in shell("ls").stdout
+
+
+@pytest.mark.parametrize("text", ['{"command": ["x"], "instances": [1]}', "[" * 200_000, "\xff"])
+def test_one_damaged_file_does_not_keep_the_others_from_being_listed(shell: Shell, text: str) -> None:
+    shell.start("web")
+    (shell.home / "bad.json").write_text(text, encoding="latin-1")
+    (shell.home / "bad.state").write_text(text, encoding="latin-1")
+    assert [(one["name"], one["state"]) for one in json.loads(shell("ls", "--json").stdout)] == [
+        ("bad", "stopped"),
+        ("web", "running"),
+    ]
+
+
+def test_a_supervisor_that_has_said_nothing_yet_is_starting(shell: Shell) -> None:
+    shell.start("web")
+    state = shell.state("web")
+    shell("stop", "web")
+    old = shell.state("web")
+    shell("start", "web")
+    assert state["supervisor"] != shell.state("web")["supervisor"]
+    for text in (json.dumps(old), None):  # of the run before; of an app that has not been up yet
+        (shell.home / "web.state").write_text(text) if text else (shell.home / "web.state").unlink()
+        if not text:
+            (shell.home / "web.json").unlink()
+        report = shell.report("web")
+        assert (report["state"], report["up"]) == ("starting", 0) and report["pid"]
+
+
+def test_settings_that_are_damaged_are_told_and_can_be_given_anew(shell: Shell) -> None:
+    shell.start("web")
+    (shell.home / "web.json").write_text("{")
+    assert "damaged" in one_line(shell("restart", "web", status=1).stderr)
+    assert shell.report("web")["state"] == "running"
+    shell("stop", "web")
+    shell.start("web")
+
+
+def test_what_is_started_again_while_it_is_deleted_keeps_its_pidfile(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell.start("web")
+    monkeypatch.setenv("DAEMONKIT_HOME", str(shell.home))
+    app = _app.App("web")  # as it is once delete has found that nothing runs, and somebody starts it
+    pid = shell.report("web")["pid"]
+    with pytest.raises(daemonkit.AlreadyRunningError):
+        app.forget()
+    assert shell.report("web")["pid"] == pid
+    assert {"web.pid", "web.json", "web.log", "web.state"} <= {path.name for path in shell.home.iterdir()}
+
+
+def test_settings_that_are_a_directory_are_told_and_disturb_no_others(shell: Shell) -> None:
+    shell.start("web")
+    (shell.home / "bad.json").mkdir()
+    for verb in ("start", "restart", "unit"):
+        assert "damaged" in one_line(shell(verb, "bad", status=1).stderr)
+    shell("stop", "--all")
+    assert not shell.report("web")["pid"]
+
+
+def test_a_pidfile_that_another_tool_holds_is_left_alone(shell: Shell) -> None:
+    shell.start("web")
+    shell("stop", "web")
+    with subprocess.Popen(["sleep", "1000"]) as stranger:
+        try:
+            eventually(lambda: (shell.home / "web.pid").write_text(f"{stranger.pid}\n") and shell.report("web")["pid"])
+            for verb in ("stop", "delete", "restart", "start"):
+                assert "another tool's process" in one_line(shell(verb, "web", status=1).stderr)
+            assert stranger.poll() is None and (shell.home / "web.pid").read_text() == f"{stranger.pid}\n"
+        finally:
+            stranger.kill()
+
+
+def test_one_pidfile_that_is_none_does_not_keep_the_others_from_being_listed(shell: Shell) -> None:
+    shell.start("web")
+    (shell.home / "bad.pid").symlink_to("/etc/passwd")
+    (shell.home / "bad.json").write_text("{}")
+    done = shell("ls", status=1)
+    assert "web   running" in done.stdout and "bad.pid: a symbolic link" in one_line(done.stderr)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become an ordinary user")
+def test_as_an_ordinary_user(shell: Shell, everybody: dict[str, str]) -> None:
+    python = python_for_everybody()
+    if not python:
+        pytest.skip("there is no Python 3.11 or later that another user can execute")
+    let_everybody_in(shell.folder)
+    shell.environment["PYTHONPATH"] = everybody["PYTHONPATH"]
+
+    def somebody(uid: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [python, "-m", "daemonkit", *arguments],
+            user=uid, group=uid, extra_groups=[], cwd=shell.folder, env=shell.environment,
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    done = somebody(65534, "start", "web", *QUICK, "-i", "2", "--", "sleep", "1000")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert shell.home.stat().st_uid == 65534 and shell.report("web")["up"] == 2
+    stranger = somebody(65533, "stop", "web")
+    assert stranger.returncode == 1 and one_line(stranger.stderr) and shell.report("web")["up"] == 2
+    assert somebody(65534, "delete", "web").returncode == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount a small file system")
+def test_a_full_disk_is_an_error_and_disturbs_no_running_app(shell: Shell) -> None:
+    shell.home.mkdir(mode=0o700)
+    script = FULL.format(home=shell.home, python=sys.executable, patience=PATIENCE)
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script], env=shell.environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode == 77:
+        pytest.skip("no tmpfs can be mounted here")
+    assert "start 1\n" in done.stdout and "status 0\n" in done.stdout and "stop 0\n" in done.stdout, done
+    assert "believed 0\n" in done.stdout, done  # not for ever that the killed one is up
+    first, *others = done.stderr.splitlines()
+    assert "No space left" in first
+    if "reload 0\n" not in done.stdout:
+        assert "reload 1\n" in done.stdout and "the outcome is unknown" in one_line(f"{others[0]}\n")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/etc/passwd"), os.mkdir])
+def test_what_is_no_pidfile_keeps_no_other_app_from_being_shown_and_stopped(shell: Shell, make: Any) -> None:
+    shell.start("web")
+    make(shell.home / "odd.pid")
+    done = shell("ls", status=1)
+    assert "web" in done.stdout and "odd.pid" in one_line(done.stderr)
+    done = shell("stop", "--all", status=1)
+    assert "odd.pid" in done.stderr and shell.report("web")["state"] == "stopped"
