@@ -128,7 +128,7 @@ def test_what_a_transcript_shows_is_what_a_shell_shows(tmp_path: Path, page: Pat
         "_detach.context",
         "_system.handle",
         "_pidfile.pidfile",
-        "_supervise.policy",
+        "_supervise.rules",
         "_spawn.spawn",
         "_supervise.supervise",
         "errors",

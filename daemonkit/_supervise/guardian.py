@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import marshal
 import math
 import os
 import resource
@@ -15,8 +14,10 @@ import time
 from dataclasses import dataclass, field
 
 from daemonkit._supervise import marks
-from daemonkit._supervise.policy import FINAL, Backoff, Instance
+from daemonkit._supervise.outbox import read_packets
+from daemonkit._supervise.policy import FINAL, Instance
 from daemonkit._supervise.records import Event, InstanceRecord, Summary
+from daemonkit._supervise.rules import Backoff
 from daemonkit._supervise.worker import Worker
 from daemonkit._system.descriptors import close_all, inherited_descriptors
 from daemonkit._system.fork import fork_child
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 load_prctl()  # here, as root's Python may be unreadable once rights were dropped; and once for all workers
 
 _logger = logging.getLogger("daemonkit")
-_BUFFER: Final = 1 << 16
 _WORKER_BACKOFF: Final = Backoff(initial=0.1, maximum=0.4)  # it is back within a second
 
 
@@ -76,10 +76,8 @@ class Guardian:
         in_row = 0
         while True:
             begun = time.monotonic()
-            done = self._watch_one()
-            if done:
+            if self._watch_one(first=self._workers == 0):
                 return self._summary()
-            _logger.error("the worker process was killed or failed; what it ran is ended, and a new one starts")
             if time.monotonic() - begun > 1.0:
                 in_row = 0
             self._pause(_WORKER_BACKOFF.delay(in_row))
@@ -89,36 +87,55 @@ class Guardian:
                     record.state = "stopped" if record.state not in FINAL else record.state
                 return self._summary()
 
-    def _watch_one(self) -> bool:
-        self._workers += 1
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        me = os.pidfd_open(os.getpid())
-        with ours:
-            with theirs:
-                pid = fork_child(lambda: self._become_worker(ours, theirs, me))
-            os.close(me)
-            pidfd = os.pidfd_open(pid)
+    def _watch_one(self, *, first: bool) -> bool:
+        """Start a worker and watch it until its end; return whether it was done.
+
+        OSError if the first one can't be started. A later one is tried again, as an instance would be.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                control, worker = self._start_worker(stack)
+            except OSError as error:
+                if first:
+                    raise
+                _logger.error("no new worker process could be started, so it is tried again: %s", error)  # noqa: TRY400 - said
+                return False
             done = False
             try:
-                self._control = ours
-                ours.setblocking(False)
-                done = self._loop(ours, pidfd)
+                self._control = control
+                done = self._loop(control, worker)
             finally:
                 # It has ended; but whatever leaves on_event, as SystemExit, leaves here too: then it ends now.
                 self._control = None
-                with contextlib.suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                with contextlib.suppress(ChildProcessError):  # somebody else reaped it
-                    os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
-                os.close(pidfd)
+                _end_worker(worker)
                 if not done:
                     self._clear()
-            return done
+        if not done:
+            _logger.error("the worker process was killed or failed; what it ran is ended, and a new one starts")
+        return done
 
-    def _become_worker(self, ours: socket.socket, theirs: socket.socket, guardian: int) -> NoReturn:
+    def _start_worker(self, stack: contextlib.ExitStack) -> tuple[socket.socket, int]:
+        """Return the socket to a new worker process, and its pidfd; the stack closes both."""
+        control, theirs = map(stack.enter_context, socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        control.setblocking(False)
+        me = os.pidfd_open(os.getpid())
+        stack.callback(os.close, me)
+        spare = os.dup(me)  # so that there is a descriptor for the worker's pidfd once the worker runs
+        try:
+            pid = fork_child(lambda: self._become_worker(control, theirs, me, spare))
+        finally:
+            os.close(spare)
+        self._workers += 1
+        worker = os.pidfd_open(pid)
+        stack.callback(os.close, worker)
+        theirs.close()
+        return control, worker
+
+    def _become_worker(self, control: socket.socket, theirs: socket.socket, guardian: int, spare: int) -> NoReturn:
         """Turn the forked child into the worker process; does not return."""
         settings = self._settings
-        ours.close()
+        control.close()
+        os.close(spare)
         for fd in {fd for pump in self._pumps.values() for fd in (pump.reader, pump.log.fd)}:
             os.close(fd)
         if self.bell:
@@ -147,7 +164,6 @@ class Guardian:
             guardian=guardian,
             instances=instances,
             next_mark=self._workers % marks.WORKERS * marks.RUNS,
-            told=[()] * len(instances),
         ).work()
 
     def _loop(self, control: socket.socket, worker: int) -> bool:
@@ -172,16 +188,16 @@ class Guardian:
                     pump.pump()
                     poll.modify(fd, 0 if pump.retry_at < math.inf else select.POLLIN)
             if control.fileno() in ready:
-                done = self._listen(control) or done
+                done = self._read_messages(control) or done
             if worker in ready:
-                return self._listen(control) or done
+                return self._read_messages(control) or done
 
     def _obey(self) -> None:
         """Pass on what signals have said."""
         while self._signals:
             number = self._signals.pop(0)
             before = self.before.get(number)
-            gone = number == signal.SIGHUP and self._terminal and not has_terminal()
+            gone = number == signal.SIGHUP and self._terminal and _terminal_has_gone()
             if gone and before == signal.SIG_IGN:
                 self._terminal = False  # nohup(1): this one is not for it; a later one can't be the terminal's
             elif number == signal.SIGHUP and not gone:
@@ -200,27 +216,22 @@ class Guardian:
             with contextlib.suppress(OSError):
                 socket.send_fds(self._control, [order.encode()], fds, socket.MSG_NOSIGNAL)
 
-    def _listen(self, control: socket.socket) -> bool:
-        """Take in what the worker says; return whether it is done."""
+    def _read_messages(self, control: socket.socket) -> bool:
+        """Take in what the worker has sent; return whether it is done."""
         done = False
-        while True:
-            try:
-                message = control.recv(_BUFFER)
-            except (BlockingIOError, ConnectionResetError):
-                return done
-            if not message:
-                return done
-            for one in marshal.loads(message):  # noqa: S302 - from this very program
-                match one:
-                    case ["done"]:
+        for packet in read_packets(control):
+            for message in packet:
+                match message:
+                    case ("done",):
                         done = True
-                    case ["state", index, state, starts, exitcode]:
+                    case ("state", index, state, starts, exitcode):
                         record = self._records[index]
                         record.state, record.starts, record.exitcode = state, record.before + starts, exitcode
-                    case ["log", level, text]:
+                    case ("log", level, text):
                         _logger.log(level, "%s", text)
-                    case [kind, index, pid, exitcode, when]:
+                    case ("event", kind, index, pid, exitcode, when):
                         self._tell(Event(index, kind, pid, exitcode, when))
+        return done
 
     def _tell(self, event: Event) -> None:
         pids = self._records[event.instance].pids
@@ -259,6 +270,20 @@ class Guardian:
         good = all(record.state in {"exited", "stopped"} for record in self._records)
         records = (InstanceRecord(i, r.starts, r.exitcode, r.state) for i, r in enumerate(self._records))
         return Summary(exitcode=0 if good else 1, instances=tuple(records))
+
+
+def _terminal_has_gone() -> bool:
+    try:
+        return not has_terminal()
+    except OSError:  # no descriptor is left to find out; a SIGHUP usually asks for a reload
+        return False
+
+
+def _end_worker(worker: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(worker, signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):  # somebody else reaped it
+        os.waitid(os.P_PIDFD, worker, os.WEXITED)
 
 
 @contextlib.contextmanager

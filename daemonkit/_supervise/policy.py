@@ -1,11 +1,7 @@
 """What happens next to an instance: decisions alone. Nothing is done here, and the time is an argument.
 
 An instance is one of the n copies of the supervised program; a run is one life of it. Times are monotonic seconds.
-Each method takes what has happened and returns what is to be done, as a list of actions:
-
-- ``("start", instance)``: start a run, and tell `Instance.started`;
-- ``("stop", run)``: send the stop signal to all that belongs to the run; ``("kill", run)``: SIGKILL;
-- ``("emit", kind, run)``: tell the world.
+Each method takes an event and returns the actions that follow from it, for the worker to carry out.
 """
 
 from __future__ import annotations
@@ -15,63 +11,48 @@ from dataclasses import dataclass, field
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Final, Literal
+    from typing import Final, Literal
 
-    Action = tuple[Any, ...]
+    from daemonkit._supervise.records import Kind
+    from daemonkit._supervise.rules import Rules
+
     State = Literal["running", "backoff", "exited", "stopped", "failed", "gave-up"]
+    Reason = Literal["stop", "replaced", "ended", "start-timeout", "watchdog", "not started"]
 
 FINAL: Final = frozenset({"exited", "stopped", "failed", "gave-up"})
-_LONGEST: Final = 1e12  # seconds: for ever, and yet a time that can be added to another
 _SETTLED: Final = 1.0  # seconds after which a run without readiness counts as up, if min_uptime is not shorter
 
 
 @dataclass(frozen=True)
-class Backoff:
-    """The delay before each restart in a row after the first, which has none; in seconds.
+class Start:
+    """Start a run, and tell `Instance.started`."""
 
-    >>> [daemonkit.Backoff(initial=1.0, maximum=5.0).delay(n) for n in range(6)]
-    [0.0, 1.0, 2.0, 4.0, 5.0, 5.0]
-    """
-
-    initial: float = 0.1
-    """The second restart's delay."""
-    factor: float = 2.0
-    """Each one after that is this many times as long."""
-    maximum: float = 30.0
-    """The longest."""
-
-    def __post_init__(self) -> None:
-        """Refuse what is no delay, or would make a loop run hotter: TypeError, ValueError."""
-        for name, least in (("initial", 0.0), ("factor", 1.0), ("maximum", 0.0)):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or isinstance(value, bool):
-                raise TypeError(f"Backoff: {name}: a number, not {value!r}")
-            if not least <= value <= _LONGEST:
-                raise ValueError(f"Backoff: {name}: from {least:g} to {_LONGEST:g}, not {value!r}")
-
-    def delay(self, in_row: int) -> float:
-        """Return the delay before a restart that follows `in_row` others without a good run in between."""
-        if in_row == 0:
-            return 0.0
-        try:
-            return min(self.initial * self.factor ** (in_row - 1), self.maximum)
-        except OverflowError:
-            return self.maximum
+    instance: Instance
 
 
 @dataclass(frozen=True)
-class Rules:
-    """What `supervise` was asked for, as far as decisions need it."""
+class Stop:
+    """Send the stop signal to the run."""
 
-    restart: str = "on-failure"
-    success_codes: frozenset[int] = frozenset({0})
-    backoff: Backoff = Backoff()
-    min_uptime: float = 1.0
-    max_restarts: int | None = None
-    stop_timeout: float = 10.0
-    wait_ready: bool = False
-    start_timeout: float = 30.0
-    watchdog: float | None = None
+    run: Run
+
+
+@dataclass(frozen=True)
+class Kill:
+    """Send SIGKILL to everything that belongs to the run."""
+
+    run: Run
+
+
+@dataclass(frozen=True)
+class Emit:
+    """Tell the calling process of an event."""
+
+    kind: Kind
+    run: Run
+
+
+Action = Start | Stop | Kill | Emit
 
 
 @dataclass(eq=False)
@@ -83,14 +64,21 @@ class Run:
     pid: int
     born: float
     up: bool = False
-    fed: float = 0.0
-    """When the watchdog was last heard of."""
+    last_heartbeat: float = 0.0
+    """When its last WATCHDOG=1 came, or whatever else its watchdog counts from."""
     stop_by: float | None = None
-    """When it is killed; None while it is not to end, infinity once it was killed."""
-    reason: str | None = None
+    """When it is killed if it still runs; None while it is not to end."""
+    killed: bool = False
+    """Whether it has been sent SIGKILL, so that nothing is left to decide."""
+    reason: Reason | None = None
     """Why it is being ended."""
     exitcode: int | None = None
     """Of its main process; None while that lives."""
+
+    @property
+    def ending(self) -> bool:
+        """Whether it was asked to end, or killed."""
+        return self.killed or self.stop_by is not None
 
 
 @dataclass(eq=False)
@@ -132,12 +120,12 @@ class Instance:
     def begin(self) -> list[Action]:
         """Start its first run, or its next one without delay."""
         self.due, self.state = None, "running"
-        return [("start", self)]
+        return [Start(self)]
 
     def started(self, run: Run) -> None:
         """Take note of the run that was asked for."""
         self.starts += 1
-        run.fed = run.born
+        run.last_heartbeat = run.born
         if self.current:
             self.spare = run
         else:
@@ -164,34 +152,34 @@ class Instance:
         if self.current is None:
             self.in_row = 0
             return self.begin()
-        return [("start", self)]
+        return [Start(self)]
 
     # --- what has happened ------------------------------------------------------------------------------------------
 
     def ready(self, run: Run, now: float) -> list[Action]:
         """Take note that the run is up; what it replaces can go."""
-        if run.stop_by is not None or run.exitcode is not None:
+        if run.ending or run.exitcode is not None:
             return []
-        run.fed = now
+        run.last_heartbeat = now
         if run.up:
             return []
         run.up = True
-        actions: list[Action] = [("emit", "ready", run)]
+        actions: list[Action] = [Emit("ready", run)]
         if run is self.spare and self.current:
             before, self.current, self.spare = self.current, run, None
             self.old.append(before)
             actions += self._end(before, "replaced", now)
         return actions
 
-    def fed(self, run: Run, now: float) -> None:
-        """Take note that the run's watchdog was heard of."""
-        run.fed = now
+    def heartbeat(self, run: Run, now: float) -> None:
+        """Take note of a WATCHDOG=1."""
+        run.last_heartbeat = now
 
     def exited(self, run: Run, exitcode: int) -> list[Action]:
         """Take note that its main process has ended; what it leaves is killed, unless it is given time already."""
         run.exitcode = exitcode
-        actions: list[Action] = [("emit", "exit", run)]
-        if run.stop_by is None:
+        actions: list[Action] = [Emit("exit", run)]
+        if not run.ending:
             actions += self._kill(run, "ended")
         return actions
 
@@ -202,7 +190,7 @@ class Instance:
             return []
         if run is self.spare:
             self.spare = None
-            return [] if self.stopping else [("emit", "reload-failed", run)]
+            return [] if self.stopping else [Emit("reload-failed", run)]
         self.current, self.exitcode = None, run.exitcode
         if self.stopping:
             self.state = "stopped"
@@ -216,7 +204,7 @@ class Instance:
         state, delay = self._verdict(run, now)
         if state in FINAL:
             self.state = state
-            return [("emit", "gave-up", run)] if state == "gave-up" else []
+            return [Emit("gave-up", run)] if state == "gave-up" else []
         if self._was_good(run, now):
             self.in_row = 0
         self.in_row += 1
@@ -265,11 +253,13 @@ class Instance:
         return min(times, default=math.inf)
 
     def _deadline(self, run: Run) -> float:
+        if run.killed:
+            return math.inf
         if run.stop_by is not None:
             return run.stop_by
         if not run.up and self.rules.wait_ready:
             return run.born + self.rules.start_timeout
-        starved = math.inf if self.rules.watchdog is None else run.fed + self.rules.watchdog
+        starved = math.inf if self.rules.watchdog is None else run.last_heartbeat + self.rules.watchdog
         return starved if run.up else min(self._settled(run), starved)
 
     def _settled(self, run: Run) -> float:
@@ -290,20 +280,21 @@ class Instance:
             return self._kill(run, run.reason or "stop")
         if not run.up and self.rules.wait_ready:
             return self._kill(run, "start-timeout")
-        if self.rules.watchdog is not None and now >= run.fed + self.rules.watchdog:
-            return [("emit", "watchdog", run), *self._kill(run, "watchdog")]
-        fed = run.fed
+        if self.rules.watchdog is not None and now >= run.last_heartbeat + self.rules.watchdog:
+            return [Emit("watchdog", run), *self._kill(run, "watchdog")]
+        heartbeat = run.last_heartbeat
         actions = self.ready(run, now)
-        run.fed = fed  # a watchdog without readiness counts from the start
+        run.last_heartbeat = heartbeat  # a watchdog without readiness counts from the start
         return actions
 
-    def _end(self, run: Run, reason: str, now: float) -> list[Action]:
-        if run.stop_by is not None:
+    def _end(self, run: Run, reason: Reason, now: float) -> list[Action]:
+        if run.ending:
             return []
         run.stop_by, run.reason = now + self.rules.stop_timeout, reason
-        return [("stop", run)]
+        return [Stop(run)]
 
-    def _kill(self, run: Run, reason: str) -> list[Action]:
-        if run.stop_by != math.inf:
-            run.stop_by, run.reason = math.inf, run.reason or reason
-        return [("kill", run)]
+    def _kill(self, run: Run, reason: Reason) -> list[Action]:
+        if not run.killed:
+            run.killed = True
+            run.reason = run.reason or reason
+        return [Kill(run)]

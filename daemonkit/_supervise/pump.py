@@ -149,6 +149,11 @@ class Pump:
             whole -= done
 
 
+def path_of_instance(template: str, index: int) -> str:
+    """Return a path whose ``{instance}`` is the instance's number."""
+    return template.replace("{instance}", str(index))
+
+
 def make_pumps(  # noqa: PLR0913, PLR0917 - what a pump is made of
     templates: Mapping[int, str],
     count: int,
@@ -160,7 +165,7 @@ def make_pumps(  # noqa: PLR0913, PLR0917 - what a pump is made of
 ) -> dict[tuple[int, int], Pump]:
     """Return the pump of each (descriptor, instance): one for each log that an instance writes to."""
     paths = {
-        (number, index): template.replace("{instance}", str(index))
+        (number, index): path_of_instance(template, index)
         for number, template in templates.items()
         for index in range(count)
     }

@@ -11,6 +11,7 @@ import signal
 import sys
 import traceback
 
+from daemonkit._system.fork import exit_status_of
 from daemonkit._system.prctl import die_with_parent
 from daemonkit._system.streams import STREAM_NAMES, open_source, rebind
 from daemonkit._system.users import change_owner
@@ -61,8 +62,7 @@ def _open_streams(settings: Settings, index: int) -> None:
     for number, stream in enumerate(settings.streams):
         if (number, index) in settings.pipes:
             fd = settings.pipes[number, index]
-        elif stream.path is not None:
-            path = stream.path.replace("{instance}", str(index))
+        elif path := stream.path_of(index):
             fd = open_source(STREAM_NAMES[number], path, settings.umask, settings.owner).fd
         elif stream.fd is not None:
             fd = stream.fd
@@ -112,13 +112,12 @@ def _call(target: Callable[[], object], environment: dict[bytes, bytes]) -> NoRe
     try:
         target()
         status = 0
-    except SystemExit as error:
-        if error.code is None or isinstance(error.code, int):
-            status = (error.code or 0) & 0xFF
-        else:
+    except BaseException as error:  # noqa: BLE001 - as an interpreter would end
+        status = exit_status_of(error)
+        if not isinstance(error, SystemExit):
+            traceback.print_exc()
+        elif error.code is not None and not isinstance(error.code, int):
             sys.stderr.write(f"{error.code}\n")
-    except BaseException:  # noqa: BLE001 - as an interpreter would end
-        traceback.print_exc()
     finally:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import os
 import resource
-from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from daemonkit._constants import INHERIT, PIPE, STDOUT
 from daemonkit._supervise import marks
 from daemonkit._supervise.listen import bind_sockets
-from daemonkit._supervise.policy import Backoff, Rules
-from daemonkit._supervise.pump import Pump, make_pumps
-from daemonkit._system.check import check_boolean, check_number, check_seconds
+from daemonkit._supervise.pump import Pump, make_pumps, path_of_instance
+from daemonkit._system.check import check_number
 from daemonkit._system.program import command_of, directory_of, environment_of, find_program
 from daemonkit._system.signals import ALL_SIGNALS
 from daemonkit._system.streams import STREAM_NAMES, check_path, check_stream, fill_closed, open_log, open_source
@@ -22,8 +19,10 @@ from daemonkit._system.users import Owner, owner_of
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import contextlib
+    from collections.abc import Callable, Mapping
     from typing import Final
 
+    from daemonkit._supervise.rules import Rules
     from daemonkit._system.streams import Path, StreamOption
 
 _NOT_PASSED: Final = frozenset(
@@ -37,7 +36,6 @@ _NOT_PASSED: Final = frozenset(
         b"WATCHDOG_PID",
     }
 )  # the caller's own
-_FOREVER: Final = 1e12  # seconds; infinity would mean something of its own
 
 
 @dataclass(frozen=True)
@@ -47,6 +45,10 @@ class Stream:
     fd: int | None = None
     path: str | None = None
     """May have {instance} in it."""
+
+    def path_of(self, index: int) -> str | None:
+        """Return the path for one instance."""
+        return None if self.path is None else path_of_instance(self.path, index)
 
 
 @dataclass(frozen=True)
@@ -146,9 +148,7 @@ def settle(  # noqa: PLR0913 - the options
 
 def _check_logs(templates: Mapping[int, str], count: int, umask: int | None, owner: Owner | None) -> None:
     """Open each log once: that it can't be written is said here, and not at the first start."""
-    for path in {
-        template.replace("{instance}", str(index)) for template in templates.values() for index in range(count)
-    }:
+    for path in {path_of_instance(template, index) for template in templates.values() for index in range(count)}:
         os.close(open_log(path, umask, owner)[0])
 
 
@@ -160,47 +160,6 @@ def _count(instances: object) -> int:
     if instances < 1:
         raise ValueError(f"instances: at least 1, not {instances}")
     return instances
-
-
-def rules_of(  # noqa: PLR0913, PLR0917 - the options
-    restart: object,
-    success_codes: object,
-    backoff: object,
-    min_uptime: object,
-    max_restarts: object,
-    stop_timeout: object,
-    wait_ready: object,
-    start_timeout: object,
-    watchdog: object,
-) -> Rules:
-    if not isinstance(restart, str) or restart not in {"always", "on-failure", "never"}:
-        raise ValueError(f'restart: "always", "on-failure" or "never", not {restart!r}')
-    if isinstance(success_codes, (str, bytes)) or not isinstance(success_codes, Iterable):
-        raise TypeError(f"success_codes: exit statuses, not {success_codes!r}")
-    codes = frozenset(success_codes)
-    if not all(isinstance(code, int) and not isinstance(code, bool) for code in codes):
-        raise TypeError(f"success_codes: exit statuses, not {success_codes!r}")
-    if not isinstance(backoff, Backoff):
-        raise TypeError(f"backoff: a daemonkit.Backoff, not {backoff!r}")
-    check_number("max_restarts", max_restarts, 1 << 62)
-    return Rules(
-        restart=restart,
-        success_codes=codes,
-        backoff=backoff,
-        min_uptime=_seconds("min_uptime", min_uptime),
-        max_restarts=max_restarts,  # type: ignore[arg-type]
-        stop_timeout=_seconds("stop_timeout", stop_timeout, least=0.0),
-        wait_ready=check_boolean("wait_ready", wait_ready),
-        start_timeout=_seconds("start_timeout", start_timeout),
-        watchdog=None if watchdog is None else _seconds("watchdog", watchdog),
-    )
-
-
-def _seconds(name: str, value: object, least: float = math.ulp(0.0)) -> float:
-    check_seconds(name, value)
-    if value is None or value < least:  # type: ignore[operator]
-        raise ValueError(f"{name}: seconds, {'more than' if least else 'at least'} 0, not {value!r}")
-    return min(float(value), _FOREVER)  # type: ignore[arg-type]
 
 
 def _size(name: str, value: int | None) -> int | None:
@@ -255,8 +214,7 @@ def _streams(
             check_path(name, value)
             if name == "stdin":
                 for index in range(count):
-                    path = os.fsdecode(value).replace("{instance}", str(index))
-                    os.close(open_source(name, path, umask).fd)
+                    os.close(open_source(name, path_of_instance(os.fsdecode(value), index), umask).fd)
             found.append(Stream(path=os.path.abspath(os.fsdecode(value))))
             continue
         if value == INHERIT or (value is None and number):

@@ -1,7 +1,7 @@
 """Keep a program running: `supervise`.
 
-Two processes take part. The calling process, which a pidfile names, keeps watch; a worker process does the
-supervising (`_worker`). Each watches the other by pidfd: if the worker is killed, the caller ends what it left and
+Two processes take part. The calling process, which a pidfile names, keeps watch (`guardian`); a worker process does the
+supervising (`worker`). Each watches the other by pidfd: if the worker is killed, the caller ends what it left and
 starts another; if the caller is killed, the worker ends everything. If both are, the kernel kills the instances.
 """
 
@@ -13,7 +13,7 @@ import threading
 
 from daemonkit._supervise import settings as _settings
 from daemonkit._supervise.guardian import Guardian, recorded_signals
-from daemonkit._supervise.policy import Backoff
+from daemonkit._supervise.rules import Backoff, Rules
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -88,8 +88,16 @@ def supervise(  # noqa: PLR0913 - each is an option of its own, and keyword-only
     """
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("supervise() must be called in the main thread: signal handlers are its own")
-    rules = _settings.rules_of(
-        restart, success_codes, backoff, min_uptime, max_restarts, stop_timeout, wait_ready, start_timeout, watchdog
+    rules = Rules(
+        restart=restart,
+        success_codes=success_codes,  # type: ignore[arg-type]  # any iterable, which Rules makes a frozenset
+        backoff=backoff,
+        min_uptime=min_uptime,
+        max_restarts=max_restarts,
+        stop_timeout=stop_timeout,
+        wait_ready=wait_ready,
+        start_timeout=start_timeout,
+        watchdog=watchdog,
     )
     if on_event is not None and not callable(on_event):
         raise TypeError(f"on_event: a callable or None, not {on_event!r}")

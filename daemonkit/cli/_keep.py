@@ -9,8 +9,8 @@ import os
 import signal
 
 from daemonkit._supervise import supervise
-from daemonkit._supervise.policy import Backoff
 from daemonkit._supervise.pump import log_at
+from daemonkit._supervise.rules import Backoff
 from daemonkit._system.process import identity
 from daemonkit._system.signals import signal_name
 from daemonkit._system.streams import open_log

@@ -57,7 +57,7 @@ def _backoff(text: str) -> list[float]:
     parts = [float(part) for part in text.split(",")]
     if len(parts) > 3:
         raise ValueError
-    from daemonkit._supervise.policy import Backoff
+    from daemonkit._supervise.rules import Backoff
 
     Backoff(*parts)
     return parts

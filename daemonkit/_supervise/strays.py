@@ -1,0 +1,100 @@
+"""What an instance leaves behind: processes that lose their parents come to the worker, which is a child subreaper.
+
+All that is alive and has no other parent is a direct child of the worker; killing those brings up the next ones, until
+nothing is left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+
+from daemonkit._supervise import marks
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from daemonkit._supervise.policy import Run
+
+
+class Strays:
+    """The worker's direct children that are no main process, and which run each belongs to."""
+
+    def __init__(self, first_mark: int, runs: Mapping[int, Run], mains: Mapping[int, Run]) -> None:
+        """Take the worker's runs by number, and by the pid of their main process; nothing is looked up yet."""
+        self._first_mark, self._runs, self._mains = first_mark, runs, mains
+        self.run_of_stray: dict[int, int | None] = {}
+        """Run number by pid; None where nothing tells."""
+        self.is_current = False
+        """Whether they were looked up in this round of the loop: an orphan comes without a signal."""
+
+    def __bool__(self) -> bool:
+        """Tell whether there are any."""
+        return bool(self.run_of_stray)
+
+    def look_up(self, *, all_done: bool) -> None:
+        """Find them all; kill those whose run is over, and with `all_done` those too that nothing tells of."""
+        self.is_current = True
+        pids = set(marks.children_of("self")) - self._mains.keys()
+        self.run_of_stray = {
+            pid: self.run_of_stray[pid] if pid in self.run_of_stray else self._find_run(pid) for pid in pids
+        }
+        for pid, number in self.run_of_stray.items():
+            run = None if number is None else self._runs.get(number)
+            if all_done or (run and run.killed) or (number is not None and run is None):
+                signal_child(pid, signal.SIGKILL)
+
+    def _find_run(self, pid: int) -> int | None:
+        """Return the number of a stray's run: by its mark, by its session, or because there is only one run."""
+        number = marks.run_of(pid, self._first_mark)
+        if number is not None:
+            return number
+        with contextlib.suppress(ProcessLookupError):
+            session = os.getsid(pid)
+            number = next((run.number for run in self._runs.values() if run.pid == session), None)
+        if number is None and len(self._runs) == 1:  # it has cleared its mark, or could not be given one
+            return next(iter(self._runs))
+        return number
+
+    def forget(self, pid: int) -> None:
+        """Take note that one was reaped."""
+        self.run_of_stray.pop(pid, None)
+
+    def of(self, run: Run) -> list[int]:
+        """Return those of one run."""
+        return [pid for pid, number in self.run_of_stray.items() if number == run.number]
+
+    def stop(self, run: Run, number: int) -> None:
+        """Send a signal to everything that belongs to the run: its process group, and what has left that."""
+        group = run.pid if run.pid in self._mains else None
+        roots = [*self.of(run), *([group] if group else [])]
+        others = {one for root in roots for one in (root, *marks.descendants_of(root))}
+        if group:
+            signal_group(group, number)
+        for pid in others:
+            marks.signal_run(pid, number, self._first_mark + run.number, group)
+
+    def kill(self, run: Run) -> None:
+        """Kill the run's process group and its strays; those that come up afterwards are found by `look_up`."""
+        if run.pid in self._mains:
+            signal_group(run.pid, signal.SIGKILL)
+        for pid in self.of(run):
+            signal_child(pid, signal.SIGKILL)
+
+
+def signal_group(leader: int, number: int) -> None:
+    """Signal a child's group; not reaped, it keeps the number. One that was forked just now leads none yet."""
+    try:
+        os.killpg(leader, number)
+    except ProcessLookupError:
+        signal_child(leader, number)
+    except PermissionError:  # it became somebody else, as sudo does: it ends when it likes
+        pass
+
+
+def signal_child(pid: int, number: int) -> None:
+    """Signal a child, which nobody else reaps."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)
