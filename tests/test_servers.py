@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from harness import eventually
-from test_supervise import supervising
+from supervising import supervising
 
 APPS = {
     "wsgi": """

@@ -1,0 +1,205 @@
+"""Whatever an instance started goes with it; nothing else does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from typing import TYPE_CHECKING
+
+import harness
+import pytest
+from harness import PATIENCE, alive, children, eventually, run
+from supervising import FIRST, supervising, tree
+
+import daemonkit
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+TREE = """
+sleep {1} &
+setsid sleep {2} &
+(setsid sh -c 'sleep {3} & exec sleep {4}' &)
+env -i /usr/bin/setsid /bin/sh -c '/bin/sleep {5} & exit 0' &
+exec sleep {0}
+"""
+
+
+TREE = TREE.format(*range(FIRST, FIRST + 6))
+
+
+UNMARKED = (
+    "prlimit --rttime=unlimited:unlimited setsid sleep 1000 & echo $! >stray; until [ -s stray ]; do :; done; sleep 0.2"
+)
+
+
+@pytest.mark.parametrize("how", ["crash", "stop", "worker", "caller", "both"])
+def test_nothing_is_left_of_an_instance_whatever_it_started(tmp_path: Path, how: str) -> None:
+    before = tree()
+    with supervising(tmp_path, f"supervise(['sh', '-c', {TREE!r}], instances=2)") as supervisor:
+        first = eventually(lambda: len(new := tree() - before) == 12 and new)
+        starts = supervisor.until("start", 2)
+        if how == "crash":
+            os.kill(starts[0]["pid"], signal.SIGKILL)
+            supervisor.until("start", 3)
+            eventually(lambda: len(tree() - before) == 12)
+            assert len(first & tree()) == 6  # the other instance's
+            supervisor.stop()
+        elif how == "stop":
+            supervisor.stop()
+        elif how == "worker":
+            os.kill(supervisor.worker, signal.SIGKILL)
+            eventually(lambda: len(tree() - before - first) == 12)
+            assert not first & tree()
+            supervisor.stop()
+        elif how == "caller":
+            supervisor.process.kill()
+        else:
+            worker = supervisor.worker
+            os.kill(supervisor.pid, signal.SIGSTOP)
+            os.kill(worker, signal.SIGKILL)
+            supervisor.process.kill()
+            mains = {start["pid"] for start in starts}
+            eventually(lambda: not any(map(alive, mains)))
+            # The caller is a zombie still.
+            left = tree() - before  # those that left their session have nobody left to end them, until a new start
+            bystander = subprocess.Popen(["sleep", "1000"])
+            assert run(tmp_path, "daemonkit.supervise(['true'])").returncode == 0
+            assert not left & tree() and alive(bystander.pid)
+            bystander.kill()
+            bystander.wait()
+        eventually(lambda: not tree() - before)
+
+
+def test_the_callers_own_children_are_left_alone(tmp_path: Path) -> None:
+    body = f"""
+import subprocess
+own = subprocess.Popen(["sh", "-c", "(sleep {FIRST + 6} &) ; exec sleep {FIRST + 7}"])
+supervise(["sleep", "1000"])
+assert own.poll() is None
+own.kill(); own.wait()
+"""
+    with supervising(tmp_path, body) as supervisor:
+        supervisor.until("start")
+        orphan = eventually(lambda: tree(range(FIRST + 6, FIRST + 7)))
+        os.kill(supervisor.worker, signal.SIGKILL)
+        supervisor.until("start", 2)
+        assert tree(range(FIRST + 6, FIRST + 7)) == orphan and tree(range(FIRST + 7, FIRST + 8))
+        supervisor.stop()
+        assert tree(range(FIRST + 6, FIRST + 7)) == orphan
+        for pid in orphan:
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_a_caller_that_adopts_orphans_is_left_with_none_of_a_killed_worker(tmp_path: Path) -> None:
+    """Process 1 of a container, for one: what the worker's end has killed comes to it, dead already."""
+    body = """
+from daemonkit._system import prctl
+prctl.become_subreaper()
+supervise(["sleep", "1000"], instances=10)
+with open(f"/proc/self/task/{os.getpid()}/children") as file:
+    assert not file.read()
+"""
+    with supervising(tmp_path, body) as supervisor:
+        supervisor.until("start", 10)
+        os.kill(supervisor.worker, signal.SIGKILL)
+        supervisor.until("start", 20)
+        zombies = [pid for pid in children(supervisor.pid) if not alive(pid)]
+        assert not zombies
+        supervisor.stop()
+
+
+def test_the_marks_of_a_supervisor_with_the_same_number_in_another_namespace_are_not_ours(tmp_path: Path) -> None:
+    body = """
+import subprocess
+from daemonkit._supervise import marks
+other = marks.base() ^ 1 << 54  # a bit of the namespace
+neighbour = subprocess.Popen(["sleep", "1000"], preexec_fn=lambda: marks.put(other))
+supervise(["sleep", "1000"])
+assert neighbour.poll() is None
+neighbour.kill(); neighbour.wait()
+"""
+    with supervising(tmp_path, body) as supervisor:
+        supervisor.until("start")
+        os.kill(supervisor.worker, signal.SIGKILL)
+        supervisor.until("start", 2)
+        supervisor.stop()
+
+
+def test_orphans_of_the_callers_own_children_do_not_come_to_it(tmp_path: Path) -> None:
+    body = """
+import subprocess
+own = subprocess.Popen(["sh", "-c", "(sh -c 'sleep 0.2; touch ended' &)"])
+supervise(["sh", "-c", "until test -e ended; do sleep 0.05; done"])
+own.wait()
+try:
+    os.waitpid(-1, 0)
+except ChildProcessError:
+    open("none", "w").close()
+"""
+    with supervising(tmp_path, body) as supervisor:
+        assert supervisor.process.wait(PATIENCE) == 0
+    assert (tmp_path / "none").exists()
+
+
+def test_another_supervisor_goes_on_when_one_starts_or_is_killed(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    with supervising(tmp_path / "one", "supervise(['sleep', '1000'], instances=2)") as one:
+        first = {event["pid"] for event in one.until("start", 2)}
+        with supervising(tmp_path / "two", "supervise(['sleep', '1000'])") as two:
+            two.until("start")
+            os.kill(two.worker, signal.SIGKILL)
+            two.until("start", 2)
+            assert all(map(alive, first))
+            two.stop()
+        assert all(map(alive, first)) and len(one.events("start")) == 2
+        one.stop()
+
+
+def test_the_pidfile_is_free_once_the_calling_process_is_killed(tmp_path: Path) -> None:
+    body = """
+with daemonkit.PidFile("app.pid"):
+    supervise(["sleep", "1000"])
+"""
+    with supervising(tmp_path, body) as supervisor:
+        pid = supervisor.until("start")[0]["pid"]
+        assert daemonkit.status(tmp_path / "app.pid").pid == supervisor.pid
+        supervisor.process.kill()
+        supervisor.process.wait()
+        assert not daemonkit.status(tmp_path / "app.pid")
+        eventually(lambda: not alive(pid))
+
+
+@pytest.mark.parametrize("instances", [1, 2])
+def test_a_stray_that_nobody_can_attribute_ends_with_the_last_instance(tmp_path: Path, instances: int) -> None:
+    with supervising(tmp_path, f"supervise(['sh', '-c', {UNMARKED!r}], instances={instances})") as supervisor:
+        assert supervisor.process.wait(PATIENCE) == 0, supervisor.errors.read_text()
+    assert not alive(int((tmp_path / "stray").read_text()))
+
+
+def test_a_stray_without_a_mark_ends_with_the_only_run_there_is(tmp_path: Path) -> None:
+    script = f"{UNMARKED}; [ -e second ] && exec sleep 1000; cat stray >first; touch second; exit 1"
+    with supervising(tmp_path, f"supervise(['sh', '-c', {script!r}])") as supervisor:
+        supervisor.until("start", 2)
+        eventually(lambda: not alive(int((tmp_path / "first").read_text())))
+        supervisor.stop()
+
+
+def test_a_new_start_gets_the_socket_that_dead_supervisors_left_with_their_strays(tmp_path: Path) -> None:
+    body = "supervise(['sh', '-c', 'sleep 1000 | cat'], listen='unix:sock')"
+    with supervising(tmp_path, body) as supervisor:
+        supervisor.until("start")
+        worker = supervisor.worker
+        for pid in (supervisor.pid, worker):
+            os.kill(pid, signal.SIGSTOP)
+        for pid in (supervisor.pid, worker):
+            os.kill(pid, signal.SIGKILL)
+        supervisor.process.wait(PATIENCE)
+        harness.ended(worker)
+    (tmp_path / "events").unlink()
+    with supervising(tmp_path, body) as supervisor:
+        supervisor.until("start")
+        supervisor.stop()

@@ -1,0 +1,120 @@
+"""What instances print: no line is lost or split."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from harness import PATIENCE, eventually
+from supervising import supervising
+
+from daemonkit._supervise import pump as pump_module
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_logs_are_written_straight_by_default_and_named_for_the_instance(tmp_path: Path) -> None:
+    body = """supervise(["sh", "-c", "echo out $DAEMONKIT_INSTANCE; echo err >&2"], instances=2, stdout="log.{instance}", stderr=daemonkit.STDOUT)"""
+    with supervising(tmp_path, body) as supervisor:
+        assert supervisor.process.wait(PATIENCE) == 0
+    assert [(tmp_path / f"log.{index}").read_text() for index in (0, 1)] == ["out 0\nerr\n", "out 1\nerr\n"]
+    assert (tmp_path / "log.0").stat().st_mode & 0o777 == 0o640 & ~0o022
+
+
+def test_rotation_loses_and_splits_no_line(tmp_path: Path) -> None:
+    """Also over a crash of the instance, and a kill of the worker."""
+    writer = "import os, sys, signal\nfor n in range(20000): print(os.getpid(), n)\nsys.stdout.flush(); os.kill(os.getpid(), 9)"
+    body = f"""supervise([{sys.executable!r}, "-c", {writer!r}], max_restarts=2, stdout="log", log_max_bytes=50_000, log_backups=1000)"""
+    with supervising(tmp_path, body) as supervisor:
+        assert supervisor.process.wait(PATIENCE) == 0, supervisor.errors.read_text()
+        pids = [event["pid"] for event in supervisor.events("start")]
+    files = sorted(tmp_path.glob("log*"), key=lambda path: -int(path.suffix[1:] or 0))
+    assert len(files) > 10 and all(path.stat().st_size <= 50_000 for path in files)
+    lines = "".join(path.read_text() for path in files).splitlines()
+    assert lines == [f"{pid} {n}" for pid in pids for n in range(20000)]
+
+
+def test_what_is_no_file_is_not_rotated(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    body = """supervise(["seq", "1000"], stdout="fifo", log_max_bytes=500)"""
+    with supervising(tmp_path, body) as supervisor:
+        assert supervisor.process.wait(PATIENCE) == 0, supervisor.errors.read_text()
+        assert os.read(reader, 1 << 16).split() == [b"%d" % n for n in range(1, 1001)]
+    os.close(reader)
+    assert [path.name for path in tmp_path.glob("fifo*")] == ["fifo"]
+
+
+def test_a_flood_of_lines_keeps_no_signal_waiting(tmp_path: Path) -> None:
+    with supervising(tmp_path, """supervise(["yes"], stdout="log", log_max_bytes=10_000_000)""") as supervisor:
+        eventually((tmp_path / "log.2").exists)
+        supervisor.stop()
+
+
+def test_backups_beyond_the_number_go(tmp_path: Path) -> None:
+    body = """supervise(["seq", "10000"], stdout="log", log_max_bytes=5000, log_backups=2)"""
+    with supervising(tmp_path, body) as supervisor:
+        assert supervisor.process.wait(PATIENCE) == 0
+    assert sorted(path.name for path in tmp_path.glob("log*")) == ["log", "log.1", "log.2"]
+    text = "".join((tmp_path / name).read_text() for name in ("log.2", "log.1", "log"))
+    numbers = [int(line) for line in text.split()]
+    assert numbers == list(range(numbers[0], 10001))
+
+
+def test_lines_in_a_pump_survive_the_worker(tmp_path: Path) -> None:
+    writer = "import time\nfor n in range(100000):\n    print(n, flush=True)\n    if n == 5000: open('now', 'w').close(); time.sleep(1000)"
+    body = f"""supervise([{sys.executable!r}, "-c", {writer!r}], stdout="log", log_max_bytes=10_000_000)"""
+    with supervising(tmp_path, body) as supervisor:
+        eventually((tmp_path / "now").exists)
+        os.kill(supervisor.worker, signal.SIGKILL)
+        supervisor.until("start", 2)
+        lines = eventually(lambda: len(found := (tmp_path / "log").read_text().splitlines()) >= 5001 and found)
+        assert lines[:5001] == [str(n) for n in range(5001)]
+        supervisor.stop()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_what_a_pump_has_read_is_written_before_it_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, shared: bool
+) -> None:
+    monkeypatch.setattr(pump_module, "_AT_ONCE", 1)
+    log = pump_module.Log(str(tmp_path / "log"), 1000, 5, None, None)
+    pump = pump_module.Pump(log, shared=shared)
+    os.write(pump.writer, b"line\n")
+    assert pump.pump() and (tmp_path / "log").read_text() == "line\n"
+    pump.close()
+    log.close()
+
+
+def test_a_log_that_somebody_moves_is_begun_anew(tmp_path: Path) -> None:
+    loop = "i=0; while [ $i -lt 4000 ]; do echo $i; i=$((i+1)); [ $i = 1000 ] && until [ -e moved ]; do sleep 0.01; done; done"
+    body = f"""supervise(["sh", "-c", {loop!r}], stdout="log", log_max_bytes=3000, log_backups=50, restart="never")"""
+    with supervising(tmp_path, body) as supervisor:
+        eventually(lambda: "999\n" in (tmp_path / "log").read_text())
+        (tmp_path / "log").rename(tmp_path / "moved")
+        assert supervisor.process.wait(PATIENCE) == 0, supervisor.errors.read_text()
+    parts = [tmp_path / "moved", *tmp_path.glob("log*")]
+    assert sorted(int(line) for part in parts for line in part.read_text().splitlines()) == list(range(4000))
+
+
+def test_long_lines_of_many_instances_in_one_log_are_not_split(tmp_path: Path) -> None:
+    writer = "import os\nfor _ in range(300): os.write(1, (os.environ['DAEMONKIT_INSTANCE'] * 5999 + '\\n').encode())"
+    body = f"""supervise([{sys.executable!r}, "-c", {writer!r}], instances=3, stdout="log", log_max_bytes=500_000, restart="never")"""
+    body = body.replace("log_max_bytes", "log_backups=50, log_max_bytes")
+    with supervising(tmp_path, body) as supervisor:
+        assert supervisor.process.wait(PATIENCE) == 0, supervisor.errors.read_text()
+    parts = [part.read_text() for part in tmp_path.glob("log*")]
+    lines = [line for part in parts for line in part.splitlines()]
+    assert len(parts) > 5 and all(len(part) <= 500_000 for part in parts)
+    assert sorted(lines) == sorted(300 * [str(index) * 5999 for index in range(3)])
+
+
+def test_the_unfinished_last_line_of_one_of_many_is_not_lost(tmp_path: Path) -> None:
+    body = """supervise(["sh", "-c", "printf end$DAEMONKIT_INSTANCE"], instances=2, stdout="log", log_max_bytes=1000)"""
+    with supervising(tmp_path, body) as supervisor:
+        assert supervisor.process.wait(PATIENCE) == 0, supervisor.errors.read_text()
+    assert (tmp_path / "log").read_text() in {"end0end1", "end1end0"}
