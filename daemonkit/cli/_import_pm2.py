@@ -90,6 +90,10 @@ def _text(value: object) -> str:
     return value
 
 
+def _size(value: object) -> object:
+    return value if isinstance(value, int) else _text(value).removesuffix("B")
+
+
 def _switch(value: object) -> bool:
     if not isinstance(value, bool):
         raise TypeError
