@@ -7,6 +7,7 @@ import tomllib
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from shell import Shell, one_line
 
 from daemonkit.cli import _appfile, _import, _kinds
 from daemonkit.cli._import_pm2 import _HINTS as PM2_HINTS
@@ -198,6 +199,13 @@ def test_what_is_no_such_file_is_refused_in_one_line(tmp_path: Path, name: str, 
     with pytest.raises(ValueError) as refused:  # noqa: PT011 - the text is looked at below
         _import.converted(str(tmp_path / name))
     assert said in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_the_command_prints_it_or_says_in_one_line_why_not(tmp_path: Path) -> None:
+    shell = Shell(tmp_path)
+    (tmp_path / "Procfile").write_text("web: sleep 9\n")
+    assert tomllib.loads(shell("import", "Procfile").stdout)["apps"]["web"]["command"] == ["sh", "-c", "sleep 9"]
+    assert one_line(shell("import", "none.conf", status=1).stderr).endswith("none.conf: No such file or directory\n")
 
 
 def test_a_text_with_anything_in_it_is_written_so_that_it_reads_the_same() -> None:

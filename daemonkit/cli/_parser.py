@@ -77,6 +77,10 @@ def _spawn(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--log", metavar="F", help="where its output is appended to (nowhere)")
 
 
+def _source(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="an ecosystem.json, a supervisord.conf or a Procfile")
+
+
 COMMANDS: Final = {
     "start": _Command(
         "_commands.start",
@@ -117,6 +121,12 @@ COMMANDS: Final = {
     "delete": _Command("_commands.each", "stop apps and forget them, their logs too", "daemonkit delete web", _names),
     "logs": _Command("_logview.logs", "show the end of an app's log", "daemonkit logs web -n 100 -f", _name, _log),
     "top": _Command("_table.top", "the table of ls, live; Ctrl-C ends it", "daemonkit top"),
+    "import": _Command(
+        "_import.import_",
+        "print an app file that says the same as another tool's file",
+        "daemonkit import supervisord.conf >daemonkit.toml",
+        _source,
+    ),
     "unit": _Command(
         "_unit.unit",
         "print a systemd unit that runs the same app",
