@@ -30,7 +30,7 @@ SUPERVISOR = f"""
         seen.write(json.dumps([event.instance, event.kind, event.pid, event.exitcode]) + "\\n")
     with daemonkit.PidFile("pid"):
         summary = daemonkit.supervise(
-            [sys.executable, "-S", "misbehave.py"], instances={INSTANCES}, restart="always", min_uptime=0.5,
+            [sys.executable, "-S", "misbehave.py"], instances={INSTANCES}, restart="always", min_uptime=0.5, steady_after=1.0,
             backoff=daemonkit.Backoff(initial=0.1, maximum=1.0), stop_timeout=1.0, watchdog=4.0,
             max_memory=60 << 20, stdout="log", log_max_bytes=1 << 18, log_backups=100_000, on_event=tell,
         )

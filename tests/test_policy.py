@@ -137,7 +137,7 @@ def test_a_run_that_was_not_looked_at_in_time_was_good_all_the_same() -> None:
     run = Run(instance, 0, 1, born=10.0)
     instance.started(run)
     instance.exited(run, 1)
-    assert instance.emptied(run, 11.5) == [Start(instance)]  # at once
+    assert instance.emptied(run, 20.5) == [Start(instance)]  # at once
 
 
 def test_stopping_escalates() -> None:
@@ -252,3 +252,21 @@ def test_a_late_ready_counts_for_the_watchdog() -> None:
     instance.started(run)
     assert Emit("ready", run) in instance.tick(1.0)
     assert instance.ready(run, 1.5) == [] and instance.next_time() == 3.5
+
+
+def test_a_program_that_dies_soon_after_it_was_up_backs_off_and_is_given_up() -> None:
+    world = World(Rules(max_restarts=3))
+    while world.alive:
+        world.until(world.now + 1.3)
+        world.end(world.alive[0], 1)
+        world.until(world.instance.next_time()) if world.instance.due is not None else None
+    assert len(world.starts) == 4 and world.instance.state == "gave-up"
+
+
+def test_with_the_signal_to_the_main_process_alone_the_rest_is_killed_once_that_has_ended() -> None:
+    world = World(Rules(kill_mode="main"))
+    run = world.alive[0]
+    world.do(world.instance.stop(1.0))
+    assert run in world.stopped and run not in world.killed
+    world.do(world.instance.exited(run, 0))
+    assert run in world.killed

@@ -84,7 +84,7 @@ def test_an_exact_environment_and_a_directory(tmp_path: Path) -> None:
 
 def test_a_crash_loop_does_not_run_hot_also_after_a_good_run(tmp_path: Path) -> None:
     once = "test -e once && exit 1; touch once; sleep 0.5; exit 1"
-    with supervising(tmp_path, f"supervise(['sh', '-c', {once!r}], min_uptime=0.3)") as supervisor:
+    with supervising(tmp_path, f"supervise(['sh', '-c', {once!r}], steady_after=0.3)") as supervisor:
         starts = supervisor.until("start", 5)
         gaps = [after["time"] - before["time"] for before, after in itertools.pairwise(starts[1:])]
         assert starts[1]["time"] - supervisor.events("exit")[0]["time"] < 0.1
@@ -214,6 +214,9 @@ def test_an_idle_supervisor_does_not_wake_up(tmp_path: Path) -> None:
         ("['true'], restart='sometimes'", ValueError),
         ("['true'], backoff=3", TypeError),
         ("['true'], min_uptime=0", ValueError),
+        ("['true'], steady_after=0", ValueError),
+        ("['true'], kill_mode='all'", ValueError),
+        ("['true'], kill_mode=None", ValueError),
         ("['true'], stop_timeout=-1", ValueError),
         ("['true'], max_restarts=-1", ValueError),
         ("['true'], max_memory=0", ValueError),

@@ -133,3 +133,59 @@ assert supervise(["sleep", "1000"]).instances[0].state == "stopped"
         os.kill(supervisor.worker, signal.SIGKILL)
         assert supervisor.process.wait(PATIENCE) == 0, supervisor.errors.read_text()
         assert len(supervisor.events("start")) == 2
+
+
+MASTER = """
+import os, signal, time
+signals = []
+signal.signal(signal.SIGTERM, lambda *_: signals.append(1))
+child = os.fork()
+if child == 0:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    open("begun", "w").close()
+    while not os.path.exists("go"):
+        time.sleep(0.01)
+    open("finished", "w").close()
+    os._exit(0)
+stray = os.fork()
+if stray == 0:
+    os.setsid()
+    with open("stray.new", "w") as file:
+        file.write(str(os.getpid()))
+    os.rename("stray.new", "stray")
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(1000)
+while not signals:
+    time.sleep(0.01)
+open("asked", "w").close()
+os.waitpid(child, 0)
+time.sleep(0.1)
+raise SystemExit(10 + len(signals))
+"""
+
+
+def test_with_kill_mode_main_a_child_finishes_its_work_and_a_stray_is_killed_at_the_end(tmp_path: Path) -> None:
+    (tmp_path / "master.py").write_text(MASTER)
+    body = f"supervise([{sys.executable!r}, 'master.py'], kill_mode='main', stop_timeout=1000)"
+    with supervising(tmp_path, body) as supervisor:
+        eventually(lambda: (tmp_path / "begun").exists() and (tmp_path / "stray").exists())
+        supervisor.process.send_signal(signal.SIGTERM)
+        eventually((tmp_path / "asked").exists)
+        (tmp_path / "go").touch()
+        assert supervisor.process.wait(PATIENCE) == 0
+        assert supervisor.summary()["instances"][0]["exitcode"] == 11  # one signal, and no more
+    assert (tmp_path / "finished").exists()
+    assert not alive(int((tmp_path / "stray").read_text()))
+
+
+@pytest.mark.parametrize("mode", ["group", "main"])
+def test_in_both_modes_the_last_signal_goes_to_everything(tmp_path: Path, mode: str) -> None:
+    script = (
+        "trap '' TERM; sleep 1000 & echo $! >> left; setsid sleep 1000 & echo $! >> left; touch up; wait; sleep 1000"
+    )
+    with supervising(
+        tmp_path, f"supervise(['sh', '-c', {script!r}], kill_mode={mode!r}, stop_timeout=0.3)"
+    ) as supervisor:
+        eventually((tmp_path / "up").exists)
+        assert supervisor.stop()["instances"][0]["exitcode"] == -signal.SIGKILL
+    assert not any(map(alive, pids(tmp_path, "left")))

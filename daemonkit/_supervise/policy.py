@@ -176,10 +176,10 @@ class Instance:
         run.last_heartbeat = now
 
     def exited(self, run: Run, exitcode: int) -> list[Action]:
-        """Take note that its main process has ended; what it leaves is killed, unless it is given time already."""
+        """Take note that its main process has ended; kill what it leaves, unless that was asked to end too."""
         run.exitcode = exitcode
         actions: list[Action] = [Emit("exit", run)]
-        if not run.ending:
+        if not run.ending or self.rules.kill_mode == "main":
             actions += self._kill(run, "ended")
         return actions
 
@@ -226,7 +226,7 @@ class Instance:
 
     def _was_good(self, run: Run, now: float) -> bool:
         # Without readiness its age alone counts, though it was not looked at in time.
-        return (run.up or not self.rules.wait_ready) and now - run.born >= self.rules.min_uptime
+        return (run.up or not self.rules.wait_ready) and now - run.born >= self.rules.steady_after
 
     def outlook(self, run: Run, now: float) -> str:
         """Say what comes next, now that the run's main process has ended."""

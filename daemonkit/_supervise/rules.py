@@ -57,8 +57,10 @@ class Rules:
     success_codes: frozenset[int] = frozenset({0})
     backoff: Backoff = Backoff()
     min_uptime: float = 1.0
+    steady_after: float = 10.0
     max_restarts: int | None = None
     stop_timeout: float = 10.0
+    kill_mode: str = "group"
     wait_ready: bool = False
     start_timeout: float = 30.0
     watchdog: float | None = None
@@ -67,12 +69,14 @@ class Rules:
         """Refuse bad values: TypeError, ValueError."""
         if not isinstance(self.restart, str) or self.restart not in {"always", "on-failure", "never"}:
             raise ValueError(f'restart: "always", "on-failure" or "never", not {self.restart!r}')
+        if not isinstance(self.kill_mode, str) or self.kill_mode not in {"group", "main"}:
+            raise ValueError(f'kill_mode: "group" or "main", not {self.kill_mode!r}')
         if not isinstance(self.backoff, Backoff):
             raise TypeError(f"backoff: a daemonkit.Backoff, not {self.backoff!r}")
         check_boolean("wait_ready", self.wait_ready)
         check_number("max_restarts", self.max_restarts, 1 << 62)
         self._set("success_codes", _statuses(self.success_codes))
-        for name in ("min_uptime", "start_timeout"):
+        for name in ("min_uptime", "steady_after", "start_timeout"):
             self._set(name, _seconds(name, getattr(self, name)))
         self._set("stop_timeout", _seconds("stop_timeout", self.stop_timeout, least=0.0))
         if self.watchdog is not None:

@@ -66,6 +66,11 @@ class Strays:
         """Return those of one run."""
         return [pid for pid, number in self.run_of_stray.items() if number == run.number]
 
+    def stop_main(self, run: Run, number: int) -> None:
+        """Send a signal to the run's main process alone."""
+        if run.pid in self._mains:
+            signal_child(run.pid, number)
+
     def stop(self, run: Run, number: int) -> None:
         """Send a signal to everything that belongs to the run: its process group, and what has left that."""
         group = run.pid if run.pid in self._mains else None

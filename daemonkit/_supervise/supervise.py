@@ -33,9 +33,11 @@ def supervise(  # noqa: PLR0913 - each is an option of its own, and keyword-only
     success_codes: Iterable[int] = (0,),
     backoff: Backoff = Backoff(),  # noqa: B008 - frozen
     min_uptime: float = 1.0,
+    steady_after: float = 10.0,
     max_restarts: int | None = None,
     stop_signal: int = signal.SIGTERM,
     stop_timeout: float = 10.0,
+    kill_mode: Literal["group", "main"] = "group",
     wait_ready: bool = False,
     start_timeout: float = 30.0,
     watchdog: float | None = None,
@@ -68,17 +70,18 @@ def supervise(  # noqa: PLR0913 - each is an option of its own, and keyword-only
     mask. What it starts is ended with it. Times are in seconds, sizes in bytes.
 
     `instances`: a number, or "auto", one per usable CPU. `restart`: "always", "on-failure" (a status not in
-    `success_codes`), "never". `backoff`, `min_uptime`, `max_restarts`: the delay before each restart in a row after the
-    first; how long a run lives to start the row afresh; after how many in a row the instance is given up.
-    `stop_signal`, `stop_timeout`: to the instance's group and descendants, then SIGKILL. `wait_ready`,
-    `start_timeout`: it is up when it sends READY=1 to its ``NOTIFY_SOCKET``, as sd_notify(3) does; one that is not up
-    by then is killed. `watchdog`: the longest time between two WATCHDOG=1. `max_memory`: resident, of its group; above
-    it the instance is replaced. `cpu_affinity`: "spread", one CPU each. `listen`: "host:port", "unix:path" or sockets,
-    bound once and handed over as sd_listen_fds(3) describes; a callable has them in place of what it had as 3 and up.
-    `cwd`, `env`, `user`, `group`, `umask`, `stdin`, `stdout`, `stderr`: as in `spawn_detached`, the last two by default
-    the caller's; ``{instance}`` in a path is the number. `log_max_bytes`, `log_backups`: rotate stdout and stderr by
-    size, as ``log.1`` and so on. `on_event`: called with each `Event` in the calling process; if it raises, that is
-    logged and the work goes on.
+    `success_codes`), "never". `backoff`, `steady_after`, `max_restarts`: the delay before each restart in a row after
+    the first; how long a run lives to start the row afresh; after how many in a row the instance is given up.
+    `stop_signal`, `stop_timeout`: to the instance's group and descendants, then SIGKILL. `kill_mode`: "main" sends the
+    stop signal to the main process alone, SIGKILL still to everything. `min_uptime`: when a run without readiness
+    counts as up, one second at most. `wait_ready`, `start_timeout`: it is up when it sends READY=1 to its
+    ``NOTIFY_SOCKET``, as sd_notify(3) does; one that is not up by then is killed. `watchdog`: the longest time between
+    two WATCHDOG=1. `max_memory`: resident, of its group; above it the instance is replaced. `cpu_affinity`: "spread",
+    one CPU each. `listen`: "host:port", "unix:path" or sockets, bound once and handed over as sd_listen_fds(3)
+    describes; a callable has them in place of what it had as 3 and up. `cwd`, `env`, `user`, `group`, `umask`,
+    `stdin`, `stdout`, `stderr`: as in `spawn_detached`, the last two by default the caller's; ``{instance}`` in a path
+    is the number. `log_max_bytes`, `log_backups`: rotate stdout and stderr by size, as ``log.1`` and so on.
+    `on_event`: called with each `Event` in the calling process; if it raises, that is logged and the work goes on.
 
     Raises, before anything is started: TypeError, ValueError, LookupError; OSError with its path; RuntimeError
     outside the main thread. Signal handlers and the caller's children are as before when it returns.
@@ -93,8 +96,10 @@ def supervise(  # noqa: PLR0913 - each is an option of its own, and keyword-only
         success_codes=success_codes,  # type: ignore[arg-type]  # any iterable, which Rules makes a frozenset
         backoff=backoff,
         min_uptime=min_uptime,
+        steady_after=steady_after,
         max_restarts=max_restarts,
         stop_timeout=stop_timeout,
+        kill_mode=kill_mode,
         wait_ready=wait_ready,
         start_timeout=start_timeout,
         watchdog=watchdog,

@@ -188,13 +188,19 @@ class Worker:
                 case Start(instance):
                     self._start(instance)
                 case Stop(run):
-                    if not self.strays.is_current:
-                        self._look_after_strays()
-                    self.strays.stop(run, self.settings.stop_signal)
+                    self._stop(run)
                 case Kill(run):
                     self.strays.kill(run)
                 case Emit(kind, run):
                     self._emit(kind, run)
+
+    def _stop(self, run: Run) -> None:
+        if self.settings.rules.kill_mode == "main":
+            self.strays.stop_main(run, self.settings.stop_signal)
+            return
+        if not self.strays.is_current:
+            self._look_after_strays()
+        self.strays.stop(run, self.settings.stop_signal)
 
     def _start(self, instance: Instance) -> None:
         number = self.next_mark
