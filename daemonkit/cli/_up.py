@@ -53,30 +53,23 @@ def up(options: argparse.Namespace) -> int:
 
 
 def look(file: AppFile) -> dict[str, Found]:
-    """Return the apps that there are, of those that the file names or owns."""
+    """Return the apps that there are, of those that the file names or owns.
+
+    One that somebody starts for the first time this very moment is left out: its settings are kept once it is up.
+    """
     found = {}
     for app in _app.apps():
         try:
-            one = look_at(app)
-        except (LookupError, ValueError, OSError):  # it is damaged, or was forgotten this very moment
-            if app.name in file.apps and app.is_known:
+            one = Found(app.settings(), app.report()["state"])
+        except LookupError:
+            continue
+        except (ValueError, OSError):  # it is damaged
+            if app.name in file.apps:
                 raise
             continue
         if app.name in file.apps or one.settings.get("file") == file.path:
             found[app.name] = one
     return found
-
-
-def look_at(app: App) -> Found:
-    """Return how an app is, once a first start that is under way is decided: its settings are kept only then."""
-    while True:
-        try:
-            return Found(app.settings(), app.report()["state"])
-        except LookupError:
-            holder = app.holder()
-            if holder is None:
-                raise
-            wait_for_end(holder.pid, _LOOK)
 
 
 def _kept(name: str, step: Step, file: AppFile) -> tuple[str, bool]:
@@ -125,7 +118,7 @@ def _make_it_so(file: AppFile, steps: Mapping[str, Step], environment: dict[str,
         )
         raise _say.Interrupted(text) from None
     for name, other in left_out.items():
-        _say.say(f"{name} was left as it is: it comes after {other}, which is not up")
+        _say.say(f"{name} is left as it was: it comes after {other}, which is not up")
     failed = [name for name, outcome in outcomes.items() if not outcome.done]
     if failed:
         _say.say(f"not as {os.path.basename(file.path)} says: {', '.join([*failed, *left_out])}")
@@ -178,14 +171,17 @@ def bring(app: App, wish: Wish, path: str, environment: dict[str, str] | None) -
 
 def _settled(app: App) -> Found | None:
     """Return how an app is, once a start that is under way is decided; None if there is none."""
-    while app.is_known:
-        with contextlib.suppress(LookupError):
-            found = look_at(app)
-            holder = app.holder()
+    while True:
+        holder = app.holder()
+        try:
+            found = Found(app.settings(), app.report()["state"])
+        except LookupError:  # also while it is started for the first time
+            if holder is None:
+                return None
+        else:
             if found.state != "starting" or holder is None:
                 return found
-            wait_for_end(holder.pid, _LOOK)
-    return None
+        wait_for_end(holder.pid, _LOOK)
 
 
 def _change(app: App, settings: Settings, why: tuple[str, ...]) -> str:
@@ -230,7 +226,7 @@ def down(options: argparse.Namespace) -> int:
             up = [name for name in known if App(name).holder()]
             raise _say.Interrupted(f"still up: {', '.join(up)}" if up else "all are stopped") from None
     for name, other in left_out.items():
-        _say.say(f"{name} was left as it is: {other}, which comes after it, is not stopped")
+        _say.say(f"{name} is left as it was: {other}, which comes after it, is not stopped")
     if not known:
         _say.say(f"{path} has no app that is known")
     return 0 if all(outcome.done for outcome in outcomes.values()) else 1
@@ -238,16 +234,16 @@ def down(options: argparse.Namespace) -> int:
 
 def _order_of(path: str) -> dict[str, list[str]]:
     """Return the known apps of a file, each with those that it comes after: as the file says, or as it said."""
+    wished: dict[str, Wish] = {}
+    with contextlib.suppress(ValueError, OSError):  # it need not be there any more
+        wished = _appfile.read(path).apps
     kept: dict[str, list[str]] = {}
     for app in _app.apps():
         with contextlib.suppress(LookupError, ValueError, OSError):
-            settings = look_at(app).settings
-            if settings.get("file") == path:
-                kept[app.name] = list(settings.get("after", []))
-    with contextlib.suppress(ValueError, OSError):
-        wished = _appfile.read(path).apps
-        return {name: [*wished[name].after] if name in wished else [] for name in kept}
-    return kept
+            found = _settled(app) if app.name in wished else Found(app.settings(), "")
+            if found and found.settings.get("file") == path:
+                kept[app.name] = list(found.settings.get("after", []))
+    return {name: [*wished[name].after] if name in wished else after for name, after in kept.items()}
 
 
 def _stop_one(app: App) -> str:
