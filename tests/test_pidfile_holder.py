@@ -8,14 +8,15 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import harness
 import pytest
 from harness import DEAD, ended, eventually, pid_in, run, start_holder
-from lockfile.pidlockfile import PIDLockFile
 
+import daemonkit
 from daemonkit import AlreadyRunningError, PidFile
 from daemonkit._pidfile.holder import find_holder
 from daemonkit._system.process import identity, namespace_id
@@ -110,9 +111,95 @@ def test_another_tools_living_process_counts_as_holder_and_a_recycled_number_doe
         assert pid_in(path) == os.getpid()
 
 
-def test_a_pid_lock_file_of_this_process_is_respected(tmp_path: Path) -> None:
-    with PIDLockFile(str(tmp_path / "pid")), pytest.raises(AlreadyRunningError):
-        PidFile(tmp_path / "pid").acquire()
+def test_a_file_that_is_dated_in_the_future_is_stale(tmp_path: Path, sleeper: int) -> None:
+    """After a power cut a clock without a battery is behind, and the number belongs to somebody else by now."""
+    path = tmp_path / "pid"
+    lock = PidFile(path)
+    for ahead in (1, 1800, 10**9):
+        path.write_text(f"{sleeper}\n")
+        os.utime(path, (time.time() + ahead,) * 2)
+        assert lock.read_pid() is None and not lock.is_locked() and not daemonkit.status(path)
+        with pytest.raises(daemonkit.NotRunningError, match="is not held"):
+            daemonkit.stop(path)
+        with lock:
+            assert pid_in(path) == os.getpid()
+    path.write_text(f"{sleeper}\n")
+    os.utime(path, (time.time() + 1800,) * 2)
+    with daemonkit.spawn_detached(["cat"], stdin=-1, pidfile=path).stdin:  # type: ignore[union-attr]  # a pipe
+        assert daemonkit.status(path).pid == pid_in(path) != sleeper
+
+
+# Whatever it begins while the file names it: `begin` returns when that is done.
+OWN_NUMBER = {
+    "acquire": "daemonkit.PidFile('pid').acquire()",
+    "break_lock": "lock = daemonkit.PidFile('pid'); lock.break_lock(); assert not os.path.exists('pid'); lock.acquire()",
+    "detached": "daemonkit.detached(pidfile='pid', working_directory='.').open()",
+    "foreground": "daemonkit.detached(pidfile='pid', working_directory='.', detach_process=False).open()",
+    "spawn": "daemonkit.spawn_detached(['sh', '-c', 'echo $$ >spawned; exec sleep 600'], pidfile='pid')",
+}
+
+
+@pytest.mark.parametrize("begin", OWN_NUMBER.values(), ids=OWN_NUMBER)
+@pytest.mark.parametrize("who", ["its wrapper wrote it", "it executed itself anew"])
+def test_a_program_that_finds_its_own_number_starts(tmp_path: Path, who: str, begin: str) -> None:
+    body = f"""
+        me, number = os.getpid(), int(read("pid"))
+        assert number == me and daemonkit.PidFile("pid").read_pid() is None and not daemonkit.status("pid")
+        {begin}
+        report(number=number, was=me)
+        wait()
+    """
+    if who == "its wrapper wrote it":
+        wrapper: tuple[object, ...] = ("sh", "-c", 'echo $$ >pid; exec "$@"', "sh")
+    else:
+        wrapper = (sys.executable, harness.write(tmp_path, EXECUTING, "first.py"))
+    program = harness.write(tmp_path, body)
+    with subprocess.Popen([*map(str, wrapper), sys.executable, str(program)], cwd=tmp_path) as started:
+        facts = harness.reported(tmp_path)
+        assert facts["number"] == facts["was"] == started.pid
+        held = pid_in(tmp_path / "pid")
+        assert daemonkit.status(tmp_path / "pid").pid == held
+        assert held == (pid_in(tmp_path / "spawned") if "spawned" in begin else facts["pid"])
+        for pid in {held, facts["pid"]}:
+            os.kill(pid, signal.SIGKILL)
+
+
+EXECUTING = """
+    daemonkit.PidFile("pid").acquire()
+    os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def test_a_daemon_that_executes_itself_anew_goes_on_as_the_holder(tmp_path: Path) -> None:
+    body = """
+        home = os.path.dirname(os.path.abspath(__file__))
+        with daemonkit.detached(pidfile=home + "/pid", stdout=home + "/log", stderr=daemonkit.STDOUT):
+            if "again" not in sys.argv:
+                os.execv(sys.executable, [sys.executable, __file__, "again"])
+            report(home + "/report")
+            wait()
+    """
+    program = harness.write(tmp_path, body)
+    subprocess.run([sys.executable, str(program)], cwd=tmp_path, check=True)
+    facts = harness.reported(tmp_path)
+    eventually(lambda: daemonkit.status(tmp_path / "pid").pid == facts["pid"] == pid_in(tmp_path / "pid"))
+    assert daemonkit.stop(tmp_path / "pid") and not (tmp_path / "pid").exists()
+    assert (tmp_path / "log").read_text() == ""
+
+
+def test_a_pid_lock_file_of_another_process_is_respected(tmp_path: Path) -> None:
+    body = """
+        from lockfile.pidlockfile import PIDLockFile
+        with PIDLockFile("pid"):
+            report()
+            sys.stdin.read()
+    """
+    program = harness.write(tmp_path, body)
+    with subprocess.Popen([sys.executable, str(program)], cwd=tmp_path, stdin=subprocess.PIPE) as other:
+        harness.reported(tmp_path)
+        with pytest.raises(AlreadyRunningError):
+            PidFile(tmp_path / "pid").acquire()
+        assert pid_in(tmp_path / "pid") == other.pid == daemonkit.status(tmp_path / "pid").pid
 
 
 @pytest.mark.parametrize("kind", ["lockf", "flock"])
