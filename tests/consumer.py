@@ -9,6 +9,7 @@ import asyncio
 import os
 import select
 import signal
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, assert_type
@@ -93,6 +94,37 @@ def look_after() -> None:
     daemonkit.stop("app.pid", 10.0, signal.SIGTERM)  # type: ignore[call-arg]
     daemonkit.stop(4242)  # type: ignore[arg-type]
     daemonkit.send_signal("app.pid")  # type: ignore[call-arg]
+
+
+def serve(argv: list[str]) -> int:
+    def work(daemon: daemonkit.DetachedContext) -> None:
+        daemon.ready()
+
+    async def loop(daemon: daemonkit.DetachedContext) -> None:
+        daemon.ready()
+
+    async def reload() -> None:
+        pass
+
+    service = daemonkit.Service(
+        work, pidfile=Path("app.pid"), stdout="app.log", stderr=daemonkit.STDOUT, wait_ready=True, name="app",
+        stop_timeout=None, start_timeout=3, signal_map={"SIGHUP": reload, signal.SIGUSR1: None}, umask=0o027,
+    )  # fmt: skip
+    assert_type(service.start(), int)
+    assert_type(service.restart(), int)
+    assert_type(service.stop(), bool)
+    assert_type(service.status(), daemonkit.Status)
+    service.reload()
+    service.run()
+    assert_type(service.commands, dict[str, Callable[[], None]])
+    daemonkit.Service(loop, pidfile=daemonkit.PidFile("app.pid"))
+    daemonkit.Service(lambda: None, pidfile="app.pid")
+    daemonkit.Service(work)  # type: ignore[call-arg]
+    daemonkit.Service(work, pidfile="app.pid", stdot="app.log")  # type: ignore[call-arg]
+    daemonkit.Service(work, pidfile="app.pid", umask="022")  # type: ignore[arg-type]
+    daemonkit.Service("work", pidfile="app.pid")  # type: ignore[arg-type]
+    daemonkit.Service(work, "app.pid")  # type: ignore[call-arg, misc]
+    return service.main(argv)
 
 
 def lock() -> None:

@@ -368,7 +368,8 @@ def test_another_users_daemon_is_shown_but_not_signalled(tmp_path: Path) -> None
     done = run(
         tmp_path,
         """
-        become_ordinary()
+        daemonkit.status, daemonkit.stop
+        os.setgroups([]); os.setgid(65534); os.setuid(65534)
         print(daemonkit.status("app.pid").pid)
         try:
             daemonkit.stop("app.pid")
@@ -460,7 +461,8 @@ def test_a_pidfile_that_another_user_owns_makes_root_signal_nobody(tmp_path: Pat
             tmp_path,
             f"""
             import fcntl
-            become_ordinary()
+            daemonkit.PidFile, daemonkit.status
+            os.setgroups([]); os.setgid(65534); os.setuid(65534)
             file = open("theirs/app.pid", "w")
             print({stranger.pid}, file=file, flush=True)
             sys.stdout.flush()

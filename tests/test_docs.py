@@ -8,6 +8,7 @@ import inspect
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -130,6 +131,7 @@ def test_what_a_transcript_shows_is_what_a_shell_shows(tmp_path: Path, page: Pat
         "_pidfile.pidfile",
         "_supervise.rules",
         "_spawn.spawn",
+        "_service.service",
         "_supervise.supervise",
         "errors",
     ],
@@ -137,7 +139,7 @@ def test_what_a_transcript_shows_is_what_a_shell_shows(tmp_path: Path, page: Pat
 def test_examples_in_docstrings(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     module = importlib.import_module(f"daemonkit.{name}")
-    result = doctest.testmod(module, extraglobs={"daemonkit": daemonkit, "os": os})
+    result = doctest.testmod(module, extraglobs={"daemonkit": daemonkit, "os": os, "signal": signal})
     assert result.attempted > 0 and result.failed == 0
 
 

@@ -41,7 +41,7 @@ from daemonkit._detach.options import (
 from daemonkit._detach.where import listen_fds, must_stay
 from daemonkit._pidfile.hold import adopt_locks, lock_descriptors
 from daemonkit._pidfile.pidfile import PidFile
-from daemonkit._system.descriptors import close_all, descriptor_of, give_up, handed_descriptors, inode, open_descriptors
+from daemonkit._system.descriptors import close_all, descriptor_of, inherited_descriptors, inode, open_descriptors
 from daemonkit._system.fork import exit_status_of
 from daemonkit._system.streams import (
     STREAM_NAMES,
@@ -79,8 +79,7 @@ class _Plan:
     sources: tuple[Source | None, ...]
     keep: frozenset[int]
     handed: frozenset[int]
-    """Descriptors that this program was handed, to be given up."""
-    null: int
+    """Descriptors that this program was handed, to be closed."""
     notify: socket.socket | None
 
 
@@ -295,12 +294,10 @@ class DetachedContext(DaemonContext):
         self._logs = {
             fd: inside_root(source.path, chroot) for fd, source in enumerate(sources) if fd and source and source.path
         }
-        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        always.callback(os.close, null)
-        own = {null} | {source.fd for source in sources if source} | ({notify.fileno()} if notify else set())
+        own = {source.fd for source in sources if source} | ({notify.fileno()} if notify else set())
         keep = preserved | own | lock_descriptors() | handed_streams(self) | listen_fds()
-        # Before the fork: every page that is touched afterwards is copied.
-        handed = set() if self.close_fds == "all" else handed_descriptors(copies=bool(self.detach_process))
+        # Here and not in the daemon, where each page that is touched is copied first.
+        handed = set() if self.close_fds == "all" else inherited_descriptors(copies=bool(self.detach_process))
         flush_streams()
         return _Plan(
             owner=owner,
@@ -311,7 +308,6 @@ class DetachedContext(DaemonContext):
             sources=sources,
             keep=frozenset(keep),
             handed=frozenset(handed - keep),
-            null=null,
             notify=notify,
         )
 
@@ -395,7 +391,7 @@ class DetachedContext(DaemonContext):
             ours = self._reporter.descriptors() if self._reporter else set()
             close_all(set(open_descriptors()) - plan.keep - ours)
         else:
-            give_up(plan.handed, plan.null)
+            close_all(plan.handed)
 
     def _announce(self, status: str | None) -> None:
         if self._reporter is not None:
