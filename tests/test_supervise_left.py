@@ -115,8 +115,9 @@ def test_the_marks_of_a_supervisor_with_the_same_number_in_another_namespace_are
     body = """
 import subprocess
 from daemonkit._supervise import marks
+from daemonkit._system.run_mark import put_mark
 other = marks.base() ^ 1 << 54  # a bit of the namespace
-neighbour = subprocess.Popen(["sleep", "1000"], preexec_fn=lambda: marks.put(other))
+neighbour = subprocess.Popen(["sleep", "1000"], preexec_fn=lambda: put_mark(other))
 supervise(["sleep", "1000"])
 assert neighbour.poll() is None
 neighbour.kill(); neighbour.wait()

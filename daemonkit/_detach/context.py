@@ -43,6 +43,7 @@ from daemonkit._pidfile.hold import adopt_locks, lock_descriptors
 from daemonkit._pidfile.pidfile import PidFile
 from daemonkit._system.descriptors import close_all, descriptor_of, inherited_descriptors, inode, open_descriptors
 from daemonkit._system.fork import exit_status_of
+from daemonkit._system.run_mark import set_free
 from daemonkit._system.streams import (
     STREAM_NAMES,
     fill_closed,
@@ -365,6 +366,7 @@ class DetachedContext(DaemonContext):
         """
         if self.detached:
             adopt_locks()
+            set_free()  # of the instance that this program may have been started in
         self._close_descriptors(plan)
         if plan.chroot is not None:
             _base.change_root_directory(plan.chroot)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from daemonkit._system.process import has_terminal
+from daemonkit._system.run_mark import is_supervised
 
 
 def must_stay() -> bool:
@@ -14,6 +15,7 @@ def must_stay() -> bool:
         pid == 1
         or bool(os.environ.get("NOTIFY_SOCKET"))
         or os.environ.get("SYSTEMD_EXEC_PID") == str(pid)
+        or is_supervised()
         or (os.getppid() == 1 and not has_terminal())
     )
 

@@ -23,6 +23,7 @@ from daemonkit._system.handle import DetachedProcess
 from daemonkit._system.pidfd import has_ended, is_child, reap
 from daemonkit._system.process import Identity, identity_of, ticks
 from daemonkit._system.program import command_of, directory_of, environment_of, find_program
+from daemonkit._system.run_mark import set_free
 from daemonkit._system.streams import STREAM_NAMES, fill_closed
 from daemonkit._system.users import owner_of
 
@@ -119,6 +120,7 @@ def spawn_detached(  # noqa: PLR0913 - each is an option of its own, and keyword
             )
             before = ticks()
             start_program(plan, started, program)
+            set_free(started[0])  # of the instance that this process may be part of
             in_time = before == ticks()
             always.close()  # which leaves room for a descriptor: one for a look at /proc, and then for the pidfd
             who = _identity(started[0], before if in_time else None) if hold else None

@@ -11,6 +11,7 @@ import os
 import signal
 
 from daemonkit._supervise import marks
+from daemonkit._system.run_mark import children_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ class Strays:
         self._first_mark, self._runs, self._mains = first_mark, runs, mains
         self.run_of_stray: dict[int, int | None] = {}
         """Run number by pid; None where nothing tells."""
+        self._free: set[int] = set()
+        """Direct children that were set free on purpose: they are reaped here, and that is all."""
         self.is_current = False
         """Whether they were looked up in this round of the loop: an orphan comes without a signal."""
 
@@ -37,9 +40,12 @@ class Strays:
     def look_up(self, *, all_done: bool) -> None:
         """Find them all; kill those whose run is over, and with `all_done` those too that nothing tells of."""
         self.is_current = True
-        pids = set(marks.children_of("self")) - self._mains.keys()
+        pids = set(children_of("self")) - self._mains.keys()
+        new = pids - self.run_of_stray.keys() - self._free
+        self._free = {pid for pid in self._free if pid in pids} | {pid for pid in new if marks.is_set_free(pid)}
         self.run_of_stray = {
-            pid: self.run_of_stray[pid] if pid in self.run_of_stray else self._find_run(pid) for pid in pids
+            pid: self.run_of_stray[pid] if pid in self.run_of_stray else self._find_run(pid)
+            for pid in pids - self._free
         }
         for pid, number in self.run_of_stray.items():
             run = None if number is None else self._runs.get(number)
@@ -54,13 +60,15 @@ class Strays:
         with contextlib.suppress(ProcessLookupError):
             session = os.getsid(pid)
             number = next((run.number for run in self._runs.values() if run.pid == session), None)
-        if number is None and len(self._runs) == 1:  # it has cleared its mark, or could not be given one
+        # Without a mark it has cleared that, or could not be given one. With another supervisor's, that one ends it.
+        if number is None and len(self._runs) == 1 and not marks.is_of_another(pid, self._first_mark):
             return next(iter(self._runs))
         return number
 
     def forget(self, pid: int) -> None:
         """Take note that one was reaped."""
         self.run_of_stray.pop(pid, None)
+        self._free.discard(pid)
 
     def of(self, run: Run) -> list[int]:
         """Return those of one run."""
@@ -74,12 +82,14 @@ class Strays:
     def stop(self, run: Run, number: int) -> None:
         """Send a signal to everything that belongs to the run: its process group, and what has left that."""
         group = run.pid if run.pid in self._mains else None
+        mark = self._first_mark + run.number
         roots = [*self.of(run), *([group] if group else [])]
-        others = {one for root in roots for one in (root, *marks.descendants_of(root))}
+        family = {one for root in roots for one in (root, *marks.descendants_of(root, of_run=mark))}
         if group:
             signal_group(group, number)
-        for pid in others:
-            marks.signal_run(pid, number, self._first_mark + run.number, group)
+        for pid in family:
+            if marks.group_of(pid) != group:
+                marks.signal_member(pid, number, mark, {*family, os.getpid()})
 
     def kill(self, run: Run) -> None:
         """Kill the run's process group and its strays; those that come up afterwards are found by `look_up`."""

@@ -27,6 +27,7 @@ from daemonkit._supervise.run import become
 from daemonkit._supervise.strays import Strays
 from daemonkit._system.fork import fork_child
 from daemonkit._system.prctl import become_subreaper
+from daemonkit._system.run_mark import WORKER, put_mark
 from daemonkit._system.signals import ALL_SIGNALS
 
 TYPE_CHECKING = False
@@ -211,8 +212,9 @@ class Worker:
                 if notify:
                     undo.enter_context(notify)
                 # Put on this process, the mark is there from the fork on: there is no moment without it.
-                marks.put(self.settings.mark + number)
+                put_mark(self.settings.mark + number)
                 pid = fork_child(lambda: self._become(instance.index, notify))
+                put_mark(self.settings.mark + WORKER)
             except OSError as error:
                 self._start_failed(instance, number, error)
                 return
