@@ -1,11 +1,13 @@
-"""What is at fault when a program could not be started."""
+"""Find out why a program could not be started."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 
 from daemonkit._system.program import is_program
+from daemonkit._system.streams import check_enterable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,11 +19,13 @@ _SHEBANG: Final = 256  # bytes of a script's first line that the kernel reads: e
 
 
 def blamed(error: OSError, plan: Plan, program: str | bytes) -> OSError:
-    """Return the error with what is at fault as its filename: the program, or the interpreter that it names."""
+    """Return the error with the file that is at fault: the program, the interpreter that it names, or `cwd`."""
+    if plan.cwd is not None and error.filename is None:
+        check_enterable(plan.cwd)  # it may have gone since
     number = error.errno or 0
     if number in {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}:
         return OSError(number, f"{os.strerror(number)}: {os.fsdecode(program)} was not started")
-    path = plan.path if plan.cwd is None else os.path.join(os.fsencode(plan.cwd), plan.path)
+    path = _path(plan)
     at_fault: str | bytes = program
     text = os.strerror(number)
     if number in {errno.ENOENT, errno.EACCES, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}:
@@ -33,6 +37,25 @@ def blamed(error: OSError, plan: Plan, program: str | bytes) -> OSError:
         if at_fault == program and number == errno.ENOENT:
             text = f"{text}: the program is there, but not the loader that it needs"
     return OSError(number, text, at_fault)
+
+
+def check_executable(plan: Plan) -> None:
+    """Refuse what the kernel can't execute, as far as a look at the files tells: OSError.
+
+    A shell that is to become the program can't tell its caller, and would run a file without a first line as a script.
+    """
+    path = _path(plan)
+    while interpreter := _interpreter(path):
+        path = interpreter
+        if not is_program(path):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+    with contextlib.suppress(PermissionError), open(path, "rb") as file:
+        if file.read(4) != b"\x7fELF":
+            raise OSError(errno.ENOEXEC, os.strerror(errno.ENOEXEC))
+
+
+def _path(plan: Plan) -> bytes:
+    return plan.path if plan.cwd is None else os.path.join(os.fsencode(plan.cwd), plan.path)
 
 
 def _is_runnable(path: bytes) -> bool:

@@ -1,4 +1,18 @@
-"""The three ways to start a program."""
+"""The ways to start a program.
+
+None of them costs more in a caller with much memory, except a change of user, and each returns once the program has
+been exec'ed. `os.posix_spawn` resets signals in the child alone, but has no `cwd`, `umask` or `user`.
+`subprocess.Popen` has those, but passes on the signals that are ignored or blocked. For a caller that ignores or
+blocks signals, as one under nohup(1), and wants one of those too, there are three more:
+
+- `cwd`: the C library's own posix_spawn(3), which has the directory that `os.posix_spawn` lacks.
+- `umask`, `user`: a small Python program (become.py) that resets the signals and becomes the program.
+- `umask`, where this program is frozen or embedded, so that `sys.executable` is no Python that would run it: /bin/sh.
+
+The shell alone would do for `cwd` and `umask`. But it drops variables whose names it can't spell and sets some of its
+own, it can't give a program another name than its path, it runs a file without a first line as a script, and its
+caller does not learn why a program could not be run.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +23,14 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections import namedtuple
 from functools import partial
 
-from daemonkit._spawn.blame import blamed
+from daemonkit._spawn.blame import blamed, check_executable
 from daemonkit._spawn.ends import input_file
+from daemonkit._spawn.libc import has_spawn_in, spawn_in
 from daemonkit._system.descriptors import inherited_descriptors
+from daemonkit._system.signals import ALL_SIGNALS
 from daemonkit._system.streams import STREAM_NAMES
 
 TYPE_CHECKING = False
@@ -24,20 +40,21 @@ if TYPE_CHECKING:
 
     from daemonkit._system.users import Owner
 
-_RESET: Final = frozenset(map(int, signal.valid_signals())) - {signal.SIGKILL, signal.SIGSTOP}
-# Python ignores SIGPIPE and SIGXFSZ, and Popen sets them back; 32 and 33 are the C library's own, which posix_spawn(3)
-# leaves ignored in every program that it starts: all that make(1) runs, for one.
-_NOT_ODD: Final = 1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1 | 1 << 32 - 1 | 1 << 33 - 1
+_RESET: Final = ALL_SIGNALS - {signal.SIGKILL, signal.SIGSTOP}
+# Python ignores SIGPIPE and SIGXFSZ, and Popen sets them back. The C library keeps 32 and 33 for itself, and its
+# posix_spawn(3) leaves them ignored in every program that it starts: in everything that make(1) runs, for one.
+HARMLESS_IGNORED: Final = 1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1 | 1 << 32 - 1 | 1 << 33 - 1
 _CLOSE_FROM: Final = getattr(os, "POSIX_SPAWN_CLOSEFROM", None)  # Python 3.13
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(namedtuple("Plan", ("path", "argv", "env", "streams", "keep", "cwd", "umask", "owner"))):
     """What is to be started, settled before it is."""
 
+    __slots__ = ()
     path: bytes
     argv: tuple[bytes, ...]
     env: dict[bytes, bytes] | None
+    """None: the caller's."""
     streams: tuple[int, ...]
     """The caller's descriptors that become 0, 1, 2; all above 2."""
     keep: frozenset[int]
@@ -50,12 +67,27 @@ class Plan:
 def start_program(plan: Plan, started: list[int], program: str | bytes) -> None:
     """Start the program, and put its pid in `started` in the same moment."""
     try:
-        if plan.cwd is not None or plan.umask >= 0 or plan.owner or not _spawn(plan, started):
-            (_popen_clean if _has_odd_signals() else _popen)(plan, started)
+        if plan.cwd is None and plan.umask < 0 and not plan.owner and _spawn(plan, started):
+            return
+        if not _has_odd_signals():
+            _popen(plan, started)
+        elif plan.umask >= 0 or plan.owner or not (has_spawn_in() and _spawn(plan, started)):
+            _start_for_odd_signals(plan, started)
     except OSError as error:
         if error.filename is not None and error.filename in {plan.cwd, sys.executable}:
             raise
         raise blamed(error, plan, program) from None
+
+
+def _start_for_odd_signals(plan: Plan, started: list[int]) -> None:
+    if is_python():
+        _become(plan, started)
+    elif not (_shell_will_do(plan) and _spawn(_by_shell(plan), started)):
+        raise RuntimeError(
+            "signals are ignored or blocked here, and it would take a Python to set them back for the program, which "
+            f"sys.executable ({sys.executable!r}) is not; call signal.signal(N, signal.SIG_DFL) for the ignored ones, "
+            "and signal.pthread_sigmask(signal.SIG_SETMASK, ()), before this"
+        )
 
 
 def _spawn(plan: Plan, started: list[int]) -> bool:
@@ -67,15 +99,12 @@ def _spawn(plan: Plan, started: list[int]) -> bool:
         actions += [(os.POSIX_SPAWN_CLOSE, fd) for fd in handed]
     if _CLOSE_FROM is not None:  # also what another thread has opened since
         actions.append((_CLOSE_FROM, max(plan.keep, default=2) + 1))
-    start = partial(
-        os.posix_spawn,
-        file_actions=actions,
-        setsid=True,
-        setsigmask=(),
-        setsigdef=_RESET,
-    )
     env = os.environb.copy() if plan.env is None else plan.env
     try:
+        if plan.cwd is not None:
+            spawn_in(os.fsencode(plan.cwd), plan.path, plan.argv, env, actions, started)
+            return True
+        start = partial(os.posix_spawn, file_actions=actions, setsid=True, setsigmask=(), setsigdef=_RESET)
         # One step for the interpreter: no signal handler can come in between, and lose the pid.
         started.extend(map(start, [plan.path], [plan.argv], [env]))
     except OSError as error:
@@ -86,7 +115,7 @@ def _spawn(plan: Plan, started: list[int]) -> bool:
 
 
 def _popen(plan: Plan, started: list[int]) -> None:
-    options: dict[str, Any] = {"executable": plan.path, "env": plan.env}
+    options: dict[str, Any] = {"executable": plan.path, "env": plan.env, "cwd": plan.cwd, "umask": plan.umask}
     if plan.owner:
         options |= {"user": plan.owner.uid, "group": plan.owner.gid, "extra_groups": plan.owner.groups}
     _run(plan, started, plan.argv, **options)
@@ -105,8 +134,6 @@ def _run(
             argv,
             **dict(zip(STREAM_NAMES, plan.streams, strict=True)),
             pass_fds=(*plan.keep, *keep),
-            cwd=plan.cwd,
-            umask=plan.umask,
             start_new_session=True,
             **options,
         )
@@ -115,44 +142,42 @@ def _run(
         process.returncode = 0  # so that it neither reaps nor warns: that is left to the handle
 
 
-_BECOME: Final = """
-import marshal, os, signal, sys
-spec, report = map(int, sys.argv[1:])
-os.set_inheritable(spec, False)
-os.set_inheritable(report, False)
-with open(spec, "rb") as file:
-    path, argv, env, owner = marshal.load(file)
-for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-    signal.signal(number, signal.SIG_DFL)
-signal.pthread_sigmask(signal.SIG_SETMASK, ())
-os.write(report, b"+")
-try:
-    if owner:
-        uid, gid, groups = owner
-        if groups is not None:
-            os.setgroups(groups)
-        os.setresgid(gid, gid, gid)
-        os.setresuid(uid, uid, uid)
-    os.execve(path, argv, env)
-except OSError as error:
-    os.write(report, b"%d" % error.errno)
-os._exit(127)
-"""
+def _load_become() -> str | None:
+    """Return the source of become.py, read early: root's own folder or a deleted one can't be read later."""
+    with contextlib.suppress(OSError):  # a frozen program, where there are no files
+        path = os.path.join(os.path.dirname(__file__), "become.py")
+        source: bytes = __loader__.get_data(path)  # type: ignore[name-defined]  # also from a zip file
+        return source.decode()
+    return None
 
 
-def _popen_clean(plan: Plan, started: list[int]) -> None:
+_BECOME: Final = _load_become()
+
+
+def is_python() -> bool:
+    """Tell whether `sys.executable` is a Python that runs what it is told.
+
+    In a frozen program it is the program itself, which would start itself without end. Where Python is embedded it is
+    uWSGI, a web server, or whatever Python is on PATH. So this program must be called python, as it was executed and
+    as `sys.executable`.
+    """
+    if not sys.executable or _BECOME is None or getattr(sys, "frozen", False):
+        return False
+    executables = (os.path.realpath("/proc/self/exe"), os.path.realpath(sys.executable))
+    return all(os.path.basename(path).startswith("python") for path in executables)
+
+
+def _become(plan: Plan, started: list[int]) -> None:
     """Start a Python that sets back what Popen passes on, and becomes the program."""
-    if not sys.executable:
-        raise RuntimeError("signals are ignored or blocked here; to set them back takes sys.executable, which is empty")
     owner = (plan.owner.uid, plan.owner.gid, plan.owner.groups) if plan.owner else None
     env = dict(os.environb) if plan.env is None else plan.env
     with contextlib.ExitStack() as stack:
-        spec = input_file(marshal.dumps((plan.path, list(plan.argv), env, owner)))
+        spec = input_file(marshal.dumps((plan.path, list(plan.argv), env, plan.umask, owner)))
         stack.callback(os.close, spec)
         reader, writer = (stack.enter_context(open(fd, mode)) for fd, mode in zip(os.pipe(), ("rb", "wb"), strict=True))
-        command = [sys.executable, "-I", "-S", "-c", _BECOME, str(spec), str(writer.fileno())]
+        command = [sys.executable, "-I", "-S", "-c", _BECOME or "", str(spec), str(writer.fileno())]
         try:
-            _run(plan, started, command, (spec, writer.fileno()))
+            _run(plan, started, command, (spec, writer.fileno()), cwd=plan.cwd)
         except OSError as error:
             if error.filename == sys.executable:
                 text = f"{error.strerror}: it is needed to set back the signals that are ignored or blocked here"
@@ -168,12 +193,50 @@ def _popen_clean(plan: Plan, started: list[int]) -> None:
     raise OSError(int(said[1:]), os.strerror(int(said[1:])), plan.path)
 
 
+_SHELL: Final = b"/bin/sh"
+_ENV: Final = b"/usr/bin/env"
+_OF_SHELLS: Final = (b"PWD", b"OLDPWD", b"SHLVL", b"_", b"IFS", b"OPTIND", b"PPID", b"LINENO")
+
+
+def _shell_will_do(plan: Plan) -> bool:
+    if plan.umask < 0 or plan.owner or (plan.cwd is not None and not has_spawn_in()):
+        return False
+    return all(os.access(path, os.X_OK) for path in (_SHELL, _ENV))
+
+
+def _by_shell(plan: Plan) -> Plan:
+    """Return the plan of a shell that sets the umask and becomes the program; the program is called by its path then.
+
+    A shell drops the variables whose names it can't spell, and sets some of its own: env(1) mends both.
+    """
+    check_executable(plan)
+    env = dict(os.environb) if plan.env is None else plan.env
+    mended = [b"-u" + name for name in _OF_SHELLS if name not in env]
+    mended += [name + b"=" + env[name] for name in env if name in _OF_SHELLS or not _is_word(name)]
+    script = b'umask "$0" && exec "$@"'
+    program = (_ENV, *mended, plan.path, *plan.argv[1:])
+    if b"=" in plan.path:  # which env(1) would take for a variable
+        program = (plan.path, *plan.argv[1:])
+    return plan._replace(path=_SHELL, argv=(b"sh", b"-c", script, b"%o" % plan.umask, *program), env=env)
+
+
+def _is_word(name: bytes) -> bool:
+    return name.isascii() and name.decode().isidentifier()
+
+
 def _has_odd_signals() -> bool:
-    """Tell whether this thread's program would inherit signals that are ignored or blocked: proc(5)."""
-    with open("/proc/thread-self/status", "rb", buffering=0) as file:
-        text = file.read()  # of any length: there may be thousands of groups
+    """Tell whether a program that this thread starts would inherit signals that are ignored or blocked: proc(5)."""
+    try:
+        with open("/proc/thread-self/status", "rb", buffering=0) as file:
+            text = file.read()  # of any length: there may be thousands of groups
+    except (FileNotFoundError, PermissionError):  # without /proc nobody knows
+        return True
     blocked, ignored = (int(text.partition(name)[2][:16], 16) for name in (b"\nSigBlk:\t", b"\nSigIgn:\t"))
-    return bool(blocked or ignored & ~_NOT_ODD)
+    return bool(blocked or ignored & ~HARMLESS_IGNORED)
+
+
+if _has_odd_signals():  # under nohup(1): what a start takes is loaded now, as a change of user may put it out of reach
+    has_spawn_in()
 
 
 def end_started(started: list[int]) -> None:

@@ -21,7 +21,7 @@ from daemonkit._supervise.rules import Backoff
 from daemonkit._supervise.worker import Worker
 from daemonkit._system.descriptors import close_all, inherited_descriptors
 from daemonkit._system.fork import fork_child
-from daemonkit._system.prctl import load_prctl
+from daemonkit._system.libc import load_libc
 from daemonkit._system.process import has_terminal
 
 TYPE_CHECKING = False
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from daemonkit._supervise.pump import Pump
     from daemonkit._supervise.settings import Settings
 
-load_prctl()  # here, as root's Python may be unreadable once rights were dropped; and once for all workers
+load_libc()  # here, as root's Python may be unreadable once rights were dropped; and once for all workers
 
 _logger = logging.getLogger("daemonkit")
 _WORKER_BACKOFF: Final = Backoff(initial=0.1, maximum=0.4)  # it is back within a second

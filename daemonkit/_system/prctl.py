@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-import errno
+import os
 import signal
+
+from daemonkit._system.libc import load_libc
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Final
+    from typing import Final
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
-_libc: Any = None
 
 
-def load_prctl() -> None:
-    """Load what the rest needs: it takes 10 ms, which only a supervisor spends, and none of it after a fork."""
-    global _libc  # noqa: PLW0603 - a cache
-    if _libc is None:
-        import ctypes  # noqa: PLC0415 - as above
+def _prctl(option: int, value: int) -> None:
+    if load_libc().prctl(option, value, 0, 0, 0) != 0:
+        import ctypes  # noqa: PLC0415 - it is loaded by now
 
-        _libc = ctypes.CDLL(None, use_errno=True)
-
-
-def _prctl(option: int, value: object) -> None:
-    load_prctl()
-    if _libc.prctl(option, value, 0, 0, 0) != 0:
-        raise OSError(errno.EINVAL, f"prctl({option})")
+        number = ctypes.get_errno()
+        raise OSError(number, f"{os.strerror(number)}: prctl({option}, {value})")
 
 
 def become_subreaper() -> None:
-    """Become the parent of whatever this process's descendants leave behind."""
+    """Become the parent of every process that this process's descendants leave behind."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
