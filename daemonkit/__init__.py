@@ -3,8 +3,13 @@
 Nothing is loaded until a name is used: importing daemonkit costs a fraction of a millisecond.
 """
 
+import atexit as _atexit
+import os as _os
+
 TYPE_CHECKING = False  # type checkers take this name for typing's, which would have to be imported
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from daemonkit._constants import DEVNULL, INHERIT, PIPE, STDOUT
     from daemonkit._control import attach, send_signal, stop
     from daemonkit._detach import DetachedContext, detached
@@ -76,6 +81,38 @@ _HOME = {
     "PIPE": "_constants",
     "STDOUT": "_constants",
 }
+
+
+# Two things have to be done at this very moment, before the program opens files and registers exit handlers of its
+# own. Both take microseconds, and nothing is loaded for them but modules that every interpreter has built in.
+
+
+def _open_files() -> dict[int, tuple[int, int, int]]:
+    """Return what this program was handed: 0, 1, 2 and every inheritable descriptor, with device, inode and mode."""
+    try:
+        numbers = [int(name) for name in _os.listdir("/proc/self/fd")]
+    except OSError:  # no /proc, or no Linux
+        numbers = list(range(64))
+    found = {}
+    for fd in numbers:
+        try:
+            if fd <= 2 or _os.get_inheritable(fd):
+                info = _os.fstat(fd)
+                found[fd] = info.st_dev, info.st_ino, info.st_mode
+        except OSError:  # the listing's own descriptor, which is closed again
+            pass
+    return found
+
+
+_OPEN_AT_IMPORT = _open_files()
+_AT_EXIT: "list[Callable[[], object]]" = []
+"""Called without arguments, last one first, after all exit handlers that were registered after this moment."""
+
+
+@_atexit.register
+def _run_at_exit() -> None:
+    while _AT_EXIT:
+        _AT_EXIT.pop()()
 
 
 if not TYPE_CHECKING:  # or every misspelt name would be an object to type checkers

@@ -100,3 +100,11 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
     for pidfile in somebody.home.glob("*.pid"):
         with contextlib.suppress(daemonkit.NotRunningError, OSError):
             daemonkit.stop(pidfile)
+
+
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """Yield a directory that every user can reach: pytest's own are this user's alone."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        os.chmod(directory, 0o755)
+        yield harness.Path(directory)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 os.environ.pop("PYTHONUNBUFFERED", None)  # programs under test buffer as they do for a user
 
 PR_SET_CHILD_SUBREAPER = 36
+DEAD = 4194303  # the highest pid there can be: nobody's here
 PATIENCE = 30.0  # seconds; guards against a hang and says nothing about speed
 
 # Programs under test start with this. `report` writes facts about the process to a file, complete or not at all.
@@ -58,6 +59,24 @@ def report(path="report", **more):
     with open(path + ".new", "w") as file:
         json.dump({**facts(), **more}, file)
     os.rename(path + ".new", path)
+
+def become_ordinary():
+    # An ordinary user may not be able to read the package, so all of it is loaded before.
+    if os.geteuid() == 0:
+        for name in daemonkit.__all__:
+            getattr(daemonkit, name)
+        os.setgroups([])
+        os.setresgid(65534, 65534, 65534)
+        os.setresuid(65534, 65534, 65534)
+
+def attempt(call, *args, **options):
+    # What it returns, or which error it raises and what that names.
+    try:
+        return call(*args, **options)
+    except OSError as error:
+        return type(error).__name__, os.path.basename(error.filename or "")
+    except daemonkit.AlreadyRunningError as error:
+        return type(error).__name__, error.pid
 
 def wait():
     while True:
@@ -124,6 +143,16 @@ def pid_in(path: Path) -> int:
     if text != f"{int(text)}\n":
         raise ValueError(f"not a pid and a newline: {text!r}")
     return int(text)
+
+
+def start_holder(directory: Path, body: str = "wait()") -> int:
+    """Start a program that holds the pidfile `pid` there; return its pid once it does."""
+    program = write(directory, f"lock = daemonkit.PidFile('pid')\nlock.acquire()\nreport('holding')\n{body}")
+    (directory / "holding").unlink(missing_ok=True)
+    started = subprocess.Popen([sys.executable, str(program)], cwd=directory)
+    started.returncode = 0  # the test reaps it by number: Popen need not care
+    eventually((directory / "holding").exists)
+    return started.pid
 
 
 def state(pid: int) -> str:

@@ -368,8 +368,7 @@ def test_another_users_daemon_is_shown_but_not_signalled(tmp_path: Path) -> None
     done = run(
         tmp_path,
         """
-        daemonkit.status, daemonkit.stop
-        os.setgroups([]); os.setgid(65534); os.setuid(65534)
+        become_ordinary()
         print(daemonkit.status("app.pid").pid)
         try:
             daemonkit.stop("app.pid")
@@ -461,8 +460,7 @@ def test_a_pidfile_that_another_user_owns_makes_root_signal_nobody(tmp_path: Pat
             tmp_path,
             f"""
             import fcntl
-            daemonkit.PidFile, daemonkit.status
-            os.setgroups([]); os.setgid(65534); os.setuid(65534)
+            become_ordinary()
             file = open("theirs/app.pid", "w")
             print({stranger.pid}, file=file, flush=True)
             sys.stdout.flush()

@@ -41,7 +41,7 @@ from daemonkit._detach.options import (
 from daemonkit._detach.where import listen_fds, must_stay
 from daemonkit._pidfile.hold import adopt_locks, lock_descriptors
 from daemonkit._pidfile.pidfile import PidFile
-from daemonkit._system.descriptors import close_all, descriptor_of, inherited_descriptors, inode, open_descriptors
+from daemonkit._system.descriptors import close_all, descriptor_of, give_up, handed_descriptors, inode, open_descriptors
 from daemonkit._system.fork import exit_status_of
 from daemonkit._system.run_mark import set_free
 from daemonkit._system.streams import (
@@ -80,7 +80,8 @@ class _Plan:
     sources: tuple[Source | None, ...]
     keep: frozenset[int]
     handed: frozenset[int]
-    """Descriptors that this program was handed, to be closed."""
+    """Descriptors that this program was handed, to be given up."""
+    null: int
     notify: socket.socket | None
 
 
@@ -295,10 +296,12 @@ class DetachedContext(DaemonContext):
         self._logs = {
             fd: inside_root(source.path, chroot) for fd, source in enumerate(sources) if fd and source and source.path
         }
-        own = {source.fd for source in sources if source} | ({notify.fileno()} if notify else set())
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        always.callback(os.close, null)
+        own = {null} | {source.fd for source in sources if source} | ({notify.fileno()} if notify else set())
         keep = preserved | own | lock_descriptors() | handed_streams(self) | listen_fds()
-        # Here and not in the daemon, where each page that is touched is copied first.
-        handed = set() if self.close_fds == "all" else inherited_descriptors(copies=bool(self.detach_process))
+        # Before the fork: every page that is touched afterwards is copied.
+        handed = set() if self.close_fds == "all" else handed_descriptors(copies=bool(self.detach_process))
         flush_streams()
         return _Plan(
             owner=owner,
@@ -309,6 +312,7 @@ class DetachedContext(DaemonContext):
             sources=sources,
             keep=frozenset(keep),
             handed=frozenset(handed - keep),
+            null=null,
             notify=notify,
         )
 
@@ -393,7 +397,7 @@ class DetachedContext(DaemonContext):
             ours = self._reporter.descriptors() if self._reporter else set()
             close_all(set(open_descriptors()) - plan.keep - ours)
         else:
-            close_all(plan.handed)
+            give_up(plan.handed, plan.null)
 
     def _announce(self, status: str | None) -> None:
         if self._reporter is not None:

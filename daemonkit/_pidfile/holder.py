@@ -108,10 +108,14 @@ def examine(fd: int, path: str) -> Holder | None:
 def _named_by_another_tool(fd: int, info: os.stat_result) -> Holder | None:
     """Return the process that an unlocked file names, if it may have written the file: it started before that.
 
-    A process that started later was given the number of one that has died.
+    A process that started later was given the number of one that has died. Nothing is known from a file that is dated
+    in the future: it is older than a power cut, after which a clock without a battery is behind. A process that finds
+    its own number has executed itself anew (its lock ended with that), or its wrapper wrote the number before.
     """
     pid = _parse(os.pread(fd, 64, 0))
-    started = start_of(pid) if pid else None
+    if not pid or pid == os.getpid() or info.st_mtime > time.time() + _CLOCK_SLACK:
+        return None
+    started = start_of(pid)
     if started is None or wall_clock(started) > info.st_mtime + _CLOCK_SLACK:
         return None
     return Holder(pid, started, locked_by_daemonkit=False)

@@ -29,7 +29,7 @@ from functools import partial
 from daemonkit._spawn.blame import blamed, check_executable
 from daemonkit._spawn.ends import input_file
 from daemonkit._spawn.libc import has_spawn_in, spawn_in
-from daemonkit._system.descriptors import inherited_descriptors
+from daemonkit._system.descriptors import inheritable_descriptors
 from daemonkit._system.signals import ALL_SIGNALS
 from daemonkit._system.streams import STREAM_NAMES
 
@@ -95,7 +95,7 @@ def _spawn(plan: Plan, started: list[int]) -> bool:
     actions: list[tuple[int, ...]] = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(plan.streams)]
     actions += [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in plan.keep]  # which makes it inheritable, in the child alone
     if plan.keep or _CLOSE_FROM is None:
-        handed = inherited_descriptors(copies=False) - plan.keep
+        handed = inheritable_descriptors() - plan.keep
         actions += [(os.POSIX_SPAWN_CLOSE, fd) for fd in handed]
     if _CLOSE_FROM is not None:  # also what another thread has opened since
         actions.append((_CLOSE_FROM, max(plan.keep, default=2) + 1))

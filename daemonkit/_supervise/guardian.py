@@ -19,7 +19,7 @@ from daemonkit._supervise.policy import FINAL, Instance
 from daemonkit._supervise.records import Event, InstanceRecord, Summary
 from daemonkit._supervise.rules import Backoff
 from daemonkit._supervise.worker import Worker
-from daemonkit._system.descriptors import close_all, inherited_descriptors
+from daemonkit._system.descriptors import close_all, inheritable_descriptors
 from daemonkit._system.fork import fork_child
 from daemonkit._system.libc import load_libc
 from daemonkit._system.process import has_terminal
@@ -148,7 +148,7 @@ class Guardian:
         if settings.target is None:
             keep = {*settings.listen, *settings.pipes.values(), theirs.fileno(), guardian}
             keep |= {stream.fd for stream in settings.streams if stream.fd is not None}
-            close_all(inherited_descriptors(copies=False) - keep)
+            close_all(inheritable_descriptors() - keep)
             for fd in settings.listen:  # as 3 and up, and not a second time
                 os.set_inheritable(fd, False)
         theirs.setblocking(False)

@@ -6,12 +6,13 @@ import contextlib
 import fcntl
 import os
 import stat
+import sys
 from itertools import starmap
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from typing import Protocol
+    from typing import Final, Protocol
 
     class HasFileno(Protocol):
         """An open file, socket or the like."""
@@ -26,6 +27,10 @@ def append_result(results: list[int], call: Callable[[], int]) -> None:
     A signal handler runs between two steps, and may raise. ``fd = os.open(...)`` are two: the descriptor would be lost.
     """
     results.extend(starmap(call, [()]))
+
+
+# Not imported by its name: with a circle of imports mypy loses its way.
+_OPEN_AT_IMPORT: Final[dict[int, tuple[int, int, int]]] = sys.modules["daemonkit"]._OPEN_AT_IMPORT  # noqa: SLF001
 
 
 def descriptor_of(name: str, value: object) -> int:
@@ -69,17 +74,75 @@ def is_open(fd: int) -> bool:
     return True
 
 
-def inherited_descriptors(*, copies: bool) -> set[int]:
-    """Return what this program was handed: descriptors without close-on-exec (PEP 446: its own have it).
+def inheritable_descriptors() -> set[int]:
+    """Return what a program would inherit that is executed now: descriptors above 2 without close-on-exec."""
+    return {fd for fd, flags in open_descriptors().items() if not flags & fcntl.FD_CLOEXEC}
 
-    With `copies`, also duplicates of 0, 1, 2 that are a pipe, a terminal or a socket, so that whoever reads the
-    other end sees its end.
+
+def handed_descriptors(*, copies: bool) -> set[int]:
+    """Return the descriptors above 2 that whoever started this program handed to it, and may be waiting for.
+
+    These are what was open and inheritable when daemonkit was imported, and still is the same file. That a
+    descriptor is inheritable now proves nothing: HDF5, LMDB, inotify_init(2), dup2(2) and many servers leave
+    close-on-exec off. With `copies`, also duplicates of this program's 0, 1 and 2 that are a pipe, a terminal or a
+    socket, so that whoever reads the other end sees its end.
     """
-    found = open_descriptors()
-    handed = {fd for fd, flags in found.items() if not flags & fcntl.FD_CLOEXEC}
-    if copies and (channels := {_end_of(fd) for fd in range(3) if _is_channel(fd)}):
-        handed |= {fd for fd in found if _end_of(fd) in channels}
+    handed = {fd for fd, file in _OPEN_AT_IMPORT.items() if fd > 2 and _is_file(fd, file) and _may_be_awaited(fd)}
+    if copies:
+        handed |= _copies_of_streams()
     return handed
+
+
+def _copies_of_streams() -> set[int]:
+    """Return duplicates of 0, 1 and 2, as they are and as they were at import: a log may have taken their place."""
+    ends = {_end_of(fd) for fd in range(3)}
+    for fd, (device, number, mode) in _OPEN_AT_IMPORT.items():
+        if fd <= 2:
+            ends.add((device, number, (os.O_WRONLY if fd else os.O_RDONLY) if stat.S_ISFIFO(mode) else 0))
+    return {fd for fd in open_descriptors() if _end_of(fd) in ends - {None}}
+
+
+def _is_file(fd: int, file: tuple[int, int, int]) -> bool:
+    try:
+        info = os.fstat(fd)
+    except OSError:
+        return False
+    return (info.st_dev, info.st_ino, info.st_mode) == file
+
+
+def _may_be_awaited(fd: int) -> bool:
+    """Tell whether anybody can notice that this descriptor is closed.
+
+    Nobody waits for a regular file or for an epoll, inotify or event descriptor (which have no file type), and a
+    library may have opened it before daemonkit was imported. Whoever holds a lock by flock(1) is waited for; a lock
+    that this very process took is its own, as HDF5 locks what it opens.
+    """
+    mode = os.fstat(fd).st_mode
+    if stat.S_IFMT(mode) == 0:
+        return False
+    return not stat.S_ISREG(mode) or _flock_holder(fd) not in {None, os.getpid()}
+
+
+def _flock_holder(fd: int) -> int | None:
+    """Return the pid of whoever took the flock(2) that is on this open file, None if there is none: proc(5)."""
+    with contextlib.suppress(OSError), open(f"/proc/self/fdinfo/{fd}", "rb") as lines:
+        for line in lines:  # lock: 1: FLOCK ADVISORY WRITE 4242 fe:01:99 0 EOF
+            fields = line.split()
+            if fields[0] == b"lock:" and fields[2] == b"FLOCK":
+                return int(fields[5])
+    return None
+
+
+def give_up(descriptors: Iterable[int], null: int) -> None:
+    """Put the null device, which is open as `null`, in their place: no number is left free.
+
+    An object of the program's that still writes to such a number would otherwise reach whatever is opened next.
+    """
+    for fd in descriptors:
+        try:
+            os.dup2(null, fd, inheritable=False)
+        except OSError:  # a number beyond a lowered RLIMIT_NOFILE: nothing can take it
+            close_all([fd])
 
 
 def close_all(descriptors: Iterable[int]) -> None:
@@ -89,18 +152,19 @@ def close_all(descriptors: Iterable[int]) -> None:
             os.close(fd)
 
 
-def _is_channel(fd: int) -> bool:
+def _end_of(fd: int) -> tuple[int, int, int] | None:
+    """Return what tells an end of a pipe, a socket or a terminal from any other; None for other files.
+
+    Both ends of a pipe have one inode, so the way it is open is part of it.
+    """
     try:
-        mode = os.fstat(fd).st_mode
-    except OSError:
-        return False
-    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(fd)
-
-
-def _end_of(fd: int) -> tuple[int, int, int]:
-    """Return what tells an open file from every other: also which end of a pipe it is, as both have one inode."""
-    is_pipe = stat.S_ISFIFO(os.fstat(fd).st_mode)
-    return *inode(fd), fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE if is_pipe else 0
+        info = os.fstat(fd)
+        if stat.S_ISFIFO(info.st_mode):
+            return info.st_dev, info.st_ino, fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
+        is_channel = stat.S_ISSOCK(info.st_mode) or os.isatty(fd)
+    except OSError:  # it is not open
+        return None
+    return (info.st_dev, info.st_ino, 0) if is_channel else None
 
 
 def inode(fd: int) -> tuple[int, int]:

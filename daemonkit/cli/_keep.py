@@ -189,7 +189,7 @@ def _write_state(journal: Journal, app: App | None) -> None:
             _logger.warning("the state of %s can't be written: %s", app.name, error)
 
 
-_NOT_OPTIONS: Final = frozenset({"command", "env", "log", "cwd"})
+_NOT_OPTIONS: Final = frozenset({"command", "env", "log", "cwd", "file", "after"})
 
 
 def _options(settings: Settings) -> dict[str, Any]:

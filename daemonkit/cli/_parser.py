@@ -81,6 +81,18 @@ def _source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="an ecosystem.json, a supervisord.conf or a Procfile")
 
 
+def _file(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-f", "--file", metavar="FILE", help="the app file (daemonkit.toml, or Procfile)")
+
+
+def _up(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("names", metavar="NAME", nargs="*", help="these alone, and what they come after")
+    _file(parser)
+    parser.add_argument("-n", "--dry-run", action="store_true", help="say what would be done, and do nothing")
+    parser.add_argument("--prune", action="store_true", help="stop and forget what has gone from the file")
+    parser.add_argument("--update-env", action="store_true", help="give all of them this shell's environment")
+
+
 COMMANDS: Final = {
     "start": _Command(
         "_commands.start",
@@ -121,6 +133,13 @@ COMMANDS: Final = {
     "delete": _Command("_commands.each", "stop apps and forget them, their logs too", "daemonkit delete web", _names),
     "logs": _Command("_logview.logs", "show the end of an app's log", "daemonkit logs web -n 100 -f", _name, _log),
     "top": _Command("_table.top", "the table of ls, live; Ctrl-C ends it", "daemonkit top"),
+    "up": _Command(
+        "_up.up",
+        "make the apps of a file run as it says; what is as it should be is left alone",
+        "daemonkit up\n  daemonkit up -f site.toml web    # web, and what it comes after",
+        _up,
+    ),
+    "down": _Command("_up.down", "stop the apps of a file, the last one first", "daemonkit down", _file),
     "import": _Command(
         "_import.import_",
         "print an app file that says the same as another tool's file",

@@ -65,13 +65,13 @@ def plan(
     chosen = with_what_they_come_after(file, names)
     for name in chosen:
         if name in found:
-            _refuse_foreign(name, found[name].settings, file.path)
+            refuse_foreign(name, found[name].settings, file.path)
     gone = [] if names else [name for name in found if name not in file.apps and _is_of(found[name], file.path)]
     steps = {name: Step(FORGET if prune else GONE) for name in gone}
     before = tuple(gone) if prune else ()  # they may hold a port that one of the others is to have
     for name in chosen:
         wish = file.apps[name]
-        do, why = _decide(wish.settings, found.get(name), environment)
+        do, why = decide(wish.settings, found.get(name), environment)
         steps[name] = Step(do, why, (*before, *wish.after))
     return steps
 
@@ -97,7 +97,8 @@ def _is_of(found: Found, path: str) -> bool:
     return bool(found.settings.get("file") == path)
 
 
-def _refuse_foreign(name: str, settings: Settings, path: str) -> None:
+def refuse_foreign(name: str, settings: Settings, path: str) -> None:
+    """Raise LookupError if an app is not the file's own."""
     owner = settings.get("file")
     if owner is None:
         raise LookupError(
@@ -107,9 +108,8 @@ def _refuse_foreign(name: str, settings: Settings, path: str) -> None:
         raise LookupError(f"{name} belongs to {owner}, not to {path}; rename one, or first: daemonkit delete {name}")
 
 
-def _decide(
-    wished: Settings, found: Found | None, environment: Mapping[str, str] | None
-) -> tuple[str, tuple[str, ...]]:
+def decide(wished: Settings, found: Found | None, environment: Mapping[str, str] | None) -> tuple[str, tuple[str, ...]]:
+    """Return what to do to an app, and the settings that differ."""
     if found is None:
         return START, ()
     why = differences(wished, found.settings)
