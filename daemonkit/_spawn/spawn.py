@@ -91,6 +91,8 @@ def spawn_detached(  # noqa: PLR0913 - each is an option of its own, and keyword
     if user is not None or group is not None or extra_groups is not None:
         _check_groups(extra_groups)
         owner = owner_of(user, group, extra_groups, names=("user", "group", "extra_groups"))
+        if variables is None and owner.login:
+            variables = owner.environment(os.environb)
     folder = directory_of(cwd)
     lock = _pidfile_of(pidfile)
     found = find_program(program, variables, folder)

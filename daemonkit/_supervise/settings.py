@@ -113,6 +113,8 @@ def settle(  # noqa: PLR0913 - the options
     owner = None
     if user is not None or group is not None:
         owner = owner_of(user, group, names=("user", "group", "extra_groups"))
+        if env is None:
+            environment = owner.environment(environment)
     marks.end_orphaned()  # which may hold the very sockets that are to be bound
     fill_closed(stack)
     sockets, bound = bind_sockets(listen, stack)

@@ -1,4 +1,4 @@
-"""Users and groups: who a process becomes, settled before anything is started."""
+"""Users and groups: the user that a process becomes, looked up before anything is started."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import errno
 import grp
 import os
 import pwd
-from dataclasses import dataclass
+from collections import namedtuple
 
 from daemonkit._system.check import check_number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
     from typing import Final, TypeVar
 
     _T = TypeVar("_T")
@@ -21,15 +21,28 @@ if TYPE_CHECKING:
 _CAP_SETGID: Final = 6  # capabilities(7), linux/capability.h
 _CAP_SETUID: Final = 7
 _HIGHEST: Final = 2**32 - 2  # of user and group numbers; one more means "leave it": setresuid(2)
+_LOGIN: Final = (b"HOME", b"USER", b"LOGNAME", b"SHELL")
 
 
-@dataclass(frozen=True)
-class Owner:
-    """Who a process runs as; `groups` None leaves the supplementary groups alone."""
+class Owner(namedtuple("Owner", ("uid", "gid", "groups", "login"))):
+    """The user and the groups that a process becomes."""
 
+    __slots__ = ()
     uid: int
     gid: int
     groups: tuple[int, ...] | None
+    """None leaves the supplementary groups alone."""
+    login: dict[bytes, bytes] | None
+    """HOME, USER, LOGNAME and SHELL of another user; None: the user stays the same."""
+
+    def environment(self, env: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+        """Return the environment as it is for that user, as systemd.exec(5) sets it.
+
+        A user without an entry in the user database has HOME=/, and none of the others.
+        """
+        if self.login is None:
+            return dict(env)
+        return {name: value for name, value in env.items() if name not in _LOGIN} | self.login
 
 
 def owner_of(
@@ -40,10 +53,10 @@ def owner_of(
     initgroups: bool = True,
     names: tuple[str, str, str] = ("uid", "gid", "groups"),
 ) -> Owner:
-    """Return who to become; LookupError for a name nobody has, PermissionError without the right to.
+    """Return the user and groups to become; LookupError for an unknown name, PermissionError where it is not allowed.
 
-    A user alone brings its own primary group. A change of user brings its supplementary groups too (without
-    `initgroups`, none), unless `groups` says which: those of the caller are never kept. `names` are for messages.
+    A user alone brings its own primary group. A change of user also brings the user's supplementary groups, or none
+    without `initgroups`, or `groups`; the caller's are never kept. `names` are the options' names, for messages.
     """
     user = _entry(names[0], uid, "user", pwd.getpwnam, pwd.getpwuid)
     group = _entry(names[1], gid, "group", grp.getgrnam, grp.getgrgid)
@@ -64,9 +77,17 @@ def owner_of(
         numbers = tuple(_group_number(names[2], one) for one in groups)
     elif changes:
         numbers = tuple(os.getgrouplist(user.pw_name, group_number)) if user and initgroups else ()
-    owner = Owner(number, group_number, numbers)
+    owner = Owner(number, group_number, numbers, _login(user) if changes else None)
     _check_rights(owner, names, uid, gid)
+    _check_mapped(owner, names)
     return owner
+
+
+def _login(user: pwd.struct_passwd | None) -> dict[bytes, bytes]:
+    if user is None:
+        return {b"HOME": b"/"}
+    values = (user.pw_dir, user.pw_name, user.pw_name, user.pw_shell or "/bin/sh")
+    return dict(zip(_LOGIN, map(os.fsencode, values), strict=True))
 
 
 def _group_number(name: str, value: int | str) -> int:
@@ -85,20 +106,20 @@ def _entry(
         try:
             return by_name(value)
         except KeyError:
-            _check_room()
+            raise_if_no_descriptor_left()
             raise LookupError(f"{name}: there is no {kind} {value!r}") from None
         except ValueError as error:
-            raise ValueError(f"{name}: {value!r} is no name: {error}") from None
+            raise ValueError(f"{name}: invalid name {value!r}: {error}") from None
     check_number(name, value, _HIGHEST)
     try:
         return by_number(value)
     except KeyError:
-        _check_room()
+        raise_if_no_descriptor_left()
         return None  # a number needs no entry
 
 
-def _check_room() -> None:
-    """Raise OSError if no file can be opened: then the user database could not be asked, which looks like a no."""
+def raise_if_no_descriptor_left() -> None:
+    """Raise OSError if no file can be opened: the user database then seems to have no entry for anybody."""
     os.close(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
 
 
@@ -113,6 +134,33 @@ def _check_rights(owner: Owner, names: tuple[str, str, str], uid: object, gid: o
         raise PermissionError(errno.EPERM, text)
 
 
+def _check_mapped(owner: Owner, names: tuple[str, str, str]) -> None:
+    """Refuse users and groups that do not exist in this user namespace: user_namespaces(7)."""
+    if owner.uid not in os.getresuid():
+        _check_map("uid", names[0], owner.uid)
+    for gid in {owner.gid, *(owner.groups or ())}.difference(os.getresgid()):
+        _check_map("gid", names[1], gid)
+    if owner.groups is not None and _read("/proc/self/setgroups").strip() == "deny":
+        text = f"{names[0]}: this user namespace can't set supplementary groups (/proc/self/setgroups: deny)"
+        raise PermissionError(errno.EPERM, f"{text}; start outside of it, or map the groups by newgidmap(1)")
+
+
+def _check_map(kind: str, name: str, number: int) -> None:
+    ranges = [tuple(map(int, line.split())) for line in _read(f"/proc/self/{kind}_map").splitlines()]
+    if ranges and not any(first <= number < first + count for first, _, count in ranges):
+        text = f"{name}: {number} is not mapped in this user namespace (/proc/self/{kind}_map)"
+        raise PermissionError(errno.EPERM, f"{text}; start outside of it, or map the number by new{kind}map(1)")
+
+
+def _read(path: str) -> str:
+    """Return the text of a file in /proc; nothing where there is none, as without /proc or without namespaces."""
+    try:
+        with open(path) as file:
+            return file.read()
+    except (FileNotFoundError, PermissionError):
+        return ""
+
+
 def has_capability(number: int) -> bool:
     """Tell whether this process has a capability in effect: capabilities(7)."""
     with contextlib.suppress(OSError), open("/proc/self/status", "rb") as status:
@@ -123,8 +171,12 @@ def has_capability(number: int) -> bool:
 
 
 def change_owner(owner: Owner) -> None:
-    """Become that user, for good."""
+    """Become that user for good, with the HOME, USER, LOGNAME and SHELL of that user."""
     if owner.groups is not None:
         os.setgroups(owner.groups)
     os.setresgid(owner.gid, owner.gid, owner.gid)
     os.setresuid(owner.uid, owner.uid, owner.uid)
+    if owner.login is not None:
+        for name in _LOGIN:
+            os.environb.pop(name, None)
+        os.environb.update(owner.login)

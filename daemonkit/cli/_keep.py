@@ -14,6 +14,7 @@ from daemonkit._supervise.rules import Backoff
 from daemonkit._system.process import identity
 from daemonkit._system.signals import signal_name
 from daemonkit._system.streams import open_log
+from daemonkit._system.users import owner_of
 from daemonkit.cli import _app, _say
 from daemonkit.cli._options import signal_number
 
@@ -158,7 +159,11 @@ def run(
             return _count_as_up(journal, settings, context, app)
         return _write_state(journal, app)
 
-    os.environ.update(settings.get("env", {}))
+    given = settings.get("env", {})
+    os.environ.update(given)
+    if options.get("user") is not None:  # that user's HOME, unless --env has one
+        environment = owner_of(options["user"], options.get("group")).environment(os.environb)
+        options["env"] = environment | {os.fsencode(name): os.fsencode(value) for name, value in given.items()}
     summary = supervise(settings["command"], on_event=on_event, **options)
     journal.close(summary)
     _write_state(journal, app)
