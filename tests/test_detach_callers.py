@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
+import harness
+import pytest
 from harness import ended, reported, run, stop
 
 if TYPE_CHECKING:
@@ -63,6 +69,243 @@ def test_a_running_event_loop_is_refused_and_a_loaded_asyncio_is_not(tmp_path: P
     )
     assert done.stdout.startswith("an event loop runs in this thread") and done.returncode == 0
     assert ended(reported(tmp_path)["pid"]) == 0
+
+
+GUARD = """
+    import concurrent.futures, multiprocessing
+    def square(number): return number * number
+    with daemonkit.detached({options}stderr="err", working_directory="."):
+        context = multiprocessing.get_context("{method}")
+        {use}
+        report(result=result, again=open("err").read())
+"""
+USES = {
+    "a process": "p = context.Process(target=square, args=(3,)); p.start(); p.join(); result = p.exitcode",
+    "an executor": "result = 0\n        with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:\n"
+    "            try: pool.submit(square, 3).result()\n            except Exception as error: result = type(error).__name__",
+}
+
+
+@pytest.mark.parametrize("options", ["pidfile='pid', ", "", "detach_process=False, "])
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_a_child_of_multiprocessing_that_imports_the_main_program_is_no_second_daemon(
+    tmp_path: Path, method: str, use: str, options: str
+) -> None:
+    run(tmp_path, GUARD.format(method=method, use=USES[use], options=options))
+    facts = reported(tmp_path)
+    assert facts["result"] in {1, "BrokenProcessPool"}
+    assert "RuntimeError: a child of multiprocessing imports the main program again" in facts["again"]
+    assert 'if __name__ == "__main__":' in facts["again"]
+    if "detach_process" not in options:
+        assert ended(facts["pid"]) == 0
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
+def test_with_the_guard_multiprocessing_works_in_the_body(tmp_path: Path, method: str) -> None:
+    run(
+        tmp_path,
+        f"""
+        import multiprocessing
+        def square(number): return number * number
+        if __name__ == "__main__":
+            with daemonkit.detached(pidfile="pid", stderr="err", working_directory="."):
+                with multiprocessing.get_context("{method}").Pool(1) as pool:
+                    report(result=pool.map(square, [3]))
+    """,
+    )
+    facts = reported(tmp_path)
+    assert facts["result"] == [9]
+    assert ended(facts["pid"]) == 0
+
+
+@pytest.mark.parametrize("library", ["zmq", "grpc"])
+def test_the_threads_of_a_c_library_are_named_too(tmp_path: Path, library: str) -> None:
+    pytest.importorskip(library)
+    start = {
+        "zmq": "import zmq; s = zmq.Context().socket(zmq.PUSH); s.bind('tcp://127.0.0.1:0')",
+        "grpc": "import grpc; c = grpc.insecure_channel('127.0.0.1:1'); grpc.channel_ready_future(c); time.sleep(0.3)",
+    }[library]
+    done = run(
+        tmp_path,
+        f"""
+        {start}
+        print(len(os.listdir("/proc/self/task")))
+        with daemonkit.detached(working_directory="."):
+            report()
+            os._exit(0)
+    """,
+    )
+    assert int(done.stdout) > 1
+    assert "RuntimeWarning: these threads will not exist in the daemon: " in done.stderr
+    if library == "zmq":
+        assert "ZMQbg" in done.stderr
+    ended(reported(tmp_path)["pid"])
+
+
+def test_a_thread_without_a_name_is_counted_and_one_that_was_joined_is_not(tmp_path: Path) -> None:
+    done = run(
+        tmp_path,
+        """
+        import _thread
+        if len(sys.argv) > 1: _thread.start_new_thread(time.sleep, (60,))
+        for _ in range(20):
+            thread = threading.Thread(target=int); thread.start(); thread.join()
+        with daemonkit.detached(working_directory="."):
+            report()
+    """,
+        "unnamed",
+    )
+    assert "will not exist in the daemon: 1 of C libraries; start them in the body" in done.stderr
+    ended(reported(tmp_path)["pid"])
+
+
+def test_joined_threads_are_not_warned_of(tmp_path: Path) -> None:
+    done = run(
+        tmp_path,
+        """
+        for _ in range(20):
+            thread = threading.Thread(target=int); thread.start(); thread.join()
+            with daemonkit.detached(working_directory=".", detach_process=True) if _ == 19 else contextlib.nullcontext():
+                report()
+    """,
+    )
+    assert done.stderr == ""
+    ended(reported(tmp_path)["pid"])
+
+
+def test_child_processes_are_named_in_a_warning(tmp_path: Path) -> None:
+    done = run(
+        tmp_path,
+        """
+        import subprocess
+        child = subprocess.Popen(["sleep", "60"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        gone = subprocess.Popen(["true"]); gone.wait()
+        zombie = subprocess.Popen(["true"]); os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
+        print(child.pid)
+        with daemonkit.detached(working_directory="."):
+            report()
+    """,
+    )
+    child = int(done.stdout)
+    assert f"will not be the daemon's children: sleep (process {child}); start them in the body" in done.stderr
+    assert done.stderr.count("Warning") == 1 and "program.py" in done.stderr
+    os.kill(child, signal.SIGKILL)
+    ended(reported(tmp_path)["pid"])
+
+
+@pytest.mark.parametrize("keep", ["p = ", ""], ids=["the handle kept", "the handle dropped"])
+def test_what_spawn_detached_has_launched_is_not_warned_of(tmp_path: Path, keep: str) -> None:
+    done = run(
+        tmp_path,
+        f"""
+        {keep}daemonkit.spawn_detached(["sleep", "60"], pidfile="sleep.pid")
+        with daemonkit.detached(working_directory="."):
+            report()
+            daemonkit.stop("sleep.pid")
+    """,
+        flags=("-W", "error"),
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    ended(reported(tmp_path)["pid"])
+
+
+def test_a_resource_tracker_that_keeps_the_output_open_is_told_with_the_way_out(tmp_path: Path) -> None:
+    done = run(
+        tmp_path,
+        """
+        from multiprocessing import shared_memory
+        memory = shared_memory.SharedMemory(create=True, size=100)
+        with daemonkit.detached(working_directory=".", stderr="err"):
+            memory.close()
+            memory.unlink()
+            report()
+    """,
+    )  # run() reads to the end, so it waits for the daemon's
+    assert "resource tracker (process " in done.stderr and "until the daemon ends" in done.stderr
+    assert done.stderr.count("Warning") == 1
+    ended(reported(tmp_path)["pid"])
+    assert (tmp_path / "err").read_text() == ""
+
+
+def test_a_resource_tracker_that_nobody_waits_for_is_not_told(tmp_path: Path) -> None:
+    with (tmp_path / "out").open("w") as out:
+        run(
+            tmp_path,
+            """
+            from multiprocessing import shared_memory
+            memory = shared_memory.SharedMemory(create=True, size=100)
+            with daemonkit.detached(working_directory="."):
+                memory.close()
+                memory.unlink()
+                report()
+        """,
+            stdout=out,
+            stderr=out,
+        )
+    ended(reported(tmp_path)["pid"])
+    assert (tmp_path / "out").read_text() == ""
+
+
+TESTS = """
+import daemonkit, os, pytest, subprocess, sys
+
+def test_refused(tmp_path):
+    with pytest.raises(RuntimeError, match="detach_process=True says that it is meant"):
+        with daemonkit.detached(pidfile=tmp_path / "pid"):
+            open(tmp_path / "never", "w").close()
+    assert os.listdir(tmp_path) == []
+
+def test_in_the_foreground(tmp_path):
+    with daemonkit.detached(pidfile=tmp_path / "pid", detach_process=False, working_directory="."):
+        assert daemonkit.status(tmp_path / "pid")
+
+def test_as_a_process(tmp_path):
+    program = "import daemonkit, sys\\nwith daemonkit.detached(pidfile=sys.argv[1]): sys.stdin.read(); import time; time.sleep(60)"
+    subprocess.run([sys.executable, "-c", program, tmp_path / "pid"], check=True)
+    assert daemonkit.stop(tmp_path / "pid")
+
+def test_a_fixture_is_refused_too(fixture): pass
+
+@pytest.fixture
+def fixture():
+    with pytest.raises(RuntimeError, match="this test run"):
+        daemonkit.detached().open()
+"""
+
+
+def test_a_test_that_runs_in_pytest_itself_is_refused_and_a_program_that_it_starts_is_not(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(TESTS)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", "-p", "no:cacheprovider", "test_it.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=harness.PATIENCE)
+    assert "4 passed" in done.stdout, done.stdout
+
+
+def test_in_a_test_it_can_be_meant(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(
+        harness.PRELUDE
+        + "def test():\n    with daemonkit.detached(working_directory='.', detach_process=True):\n        report(); os._exit(0)\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_it.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=harness.PATIENCE)
+    assert done.returncode == 0
+    ended(reported(tmp_path)["pid"])
+
+
+def test_a_notebook_is_told_what_to_use(tmp_path: Path) -> None:
+    pytest.importorskip("ipykernel")
+    pytest.importorskip("nbclient")
+    cell = "import daemonkit\ntry:\n    daemonkit.detached().open()\nexcept RuntimeError as error:\n    print(error)"
+    done = run(
+        tmp_path,
+        f"""
+        import nbclient, nbformat
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell({cell!r})])
+        nbclient.NotebookClient(notebook, kernel_name="python3").execute()
+        print(notebook.cells[0].outputs[0].text)
+    """,
+    )
+    assert "spawn_detached() or supervise() a script instead" in done.stdout, done
 
 
 def test_another_thread_than_the_main_one_is_refused(tmp_path: Path) -> None:

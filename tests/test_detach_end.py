@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from typing import TYPE_CHECKING
 
 import pytest
-from harness import ended, reported, run, stop
+from harness import ended, eventually, reported, run, stop
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +31,7 @@ def test_sigterm_runs_finally_blocks_and_exit_handlers_and_ends_with_0(tmp_path:
     """,
     )
     assert stop(reported(tmp_path)["pid"]) == 0
-    assert (tmp_path / "log").read_text() == "inner finally True\nouter finally False\nexit handler\n"
+    assert (tmp_path / "log").read_text() == "inner finally True\nouter finally True\nexit handler\n"
 
 
 def test_sigterm_works_though_the_caller_had_everything_blocked(tmp_path: Path) -> None:
@@ -50,9 +51,15 @@ LOGGING = {
     "no logging set up": "",
     "a handler on stderr": "logging.basicConfig()",
     "a handler on stdout, the same file": "logging.basicConfig(stream=sys.stdout)",
+    "a handler on the same file by its name": "logging.basicConfig(filename='log')",
     "a handler on another file": "logging.basicConfig(filename='other')",
+    "handlers on both": "logging.basicConfig(); logging.getLogger().addHandler(logging.FileHandler('other'))",
+    "a handler of the logger's own": "logging.basicConfig(); logging.getLogger('daemonkit').addHandler(logging.FileHandler('other'))",
     "logging disabled": "logging.disable(logging.CRITICAL)",
     "no last resort": "logging.lastResort = None",
+    "a handler that takes nothing": "h = logging.StreamHandler(); logging.getLogger().addHandler(h); h.setLevel(60)",
+    "a handler that filters": "h = logging.StreamHandler(); logging.getLogger().addHandler(h); h.addFilter(lambda r: False)",
+    "a logger that filters": "logging.getLogger('daemonkit').addFilter(lambda r: False)",
 }
 
 
@@ -71,9 +78,128 @@ def test_an_exception_is_on_stderr_once_and_the_status_is_1(tmp_path: Path, setu
     assert ended(reported(tmp_path)["pid"]) == 1
     log = (tmp_path / "log").read_text()
     assert log.count("Traceback (most recent call last)") == 1 and log.count("\nValueError: the body broke") == 1, log
+    assert "in <module>" in log
     assert not (tmp_path / "pid").exists()
-    if "filename" in setup:
-        assert "CRITICAL:daemonkit:" in (tmp_path / "other").read_text()
+    if "'other'" in setup:
+        other = (tmp_path / "other").read_text()
+        assert (
+            other.count("process ") == other.count("\nValueError: the body broke") == 1 and "ends: ValueError" in other
+        )
+        assert "CRITICAL:daemonkit:" in other or "basicConfig();" in setup
+
+
+def test_an_exception_goes_on_to_an_outer_except_and_to_the_excepthook(tmp_path: Path) -> None:
+    """As with `DaemonContext`: whoever cares for a crash outside of the `with` (mail, Sentry) hears of it."""
+    run(
+        tmp_path,
+        """
+        sys.excepthook = lambda kind, value, _: print("excepthook", kind.__name__, value)
+        try:
+            with daemonkit.detached(stdout="log", stderr=daemonkit.STDOUT, working_directory="."):
+                report()
+                1 / 0
+        except ArithmeticError as error:
+            print("except", error)
+            raise
+    """,
+    )
+    assert ended(reported(tmp_path)["pid"]) == 1
+    assert (tmp_path / "log").read_text() == "except division by zero\nexcepthook ZeroDivisionError division by zero\n"
+
+
+def test_an_exception_that_is_caught_outside_is_no_crash_of_the_process(tmp_path: Path) -> None:
+    run(
+        tmp_path,
+        """
+        try:
+            with daemonkit.detached(stderr="log", working_directory="."):
+                report()
+                1 / 0
+        except ArithmeticError:
+            sys.exit(7)
+    """,
+    )
+    assert ended(reported(tmp_path)["pid"]) == 7
+    assert (tmp_path / "log").read_text() == ""
+
+
+OWN = """
+    def on_hup(*_): open("hup", "w").close()
+    def on_term(*_): open("term", "w").close(); sys.exit(5)
+    signal.signal(signal.SIGHUP, on_hup)
+    signal.signal(signal.SIGTERM, on_term)
+    signal.signal(signal.SIGUSR1, on_hup)
+    with daemonkit.detached(working_directory="."{more}):
+        report(kept=[signal.getsignal(n) in (on_hup, on_term) for n in (signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1)])
+        wait()
+"""
+
+
+def test_handlers_that_the_program_had_set_itself_stay(tmp_path: Path) -> None:
+    run(tmp_path, OWN.format(more=""))
+    facts = reported(tmp_path)
+    assert facts["kept"] == [True, True, True]
+    os.kill(facts["pid"], signal.SIGHUP)
+    eventually((tmp_path / "hup").exists)
+    assert stop(facts["pid"]) == 5
+    assert (tmp_path / "term").exists()
+
+
+@pytest.mark.parametrize("key", ["'SIGTERM'", "signal.SIGTERM"])
+def test_a_signal_that_is_named_takes_the_place_of_a_handler_and_the_others_stay(tmp_path: Path, key: str) -> None:
+    run(tmp_path, OWN.format(more=f", signal_map={{{key}: 'terminate'}}"))
+    facts = reported(tmp_path)
+    assert facts["kept"] == [True, False, True]
+    assert stop(facts["pid"]) == 0
+
+
+def test_ignored_signals_are_no_handlers_of_the_program_s_own(tmp_path: Path) -> None:
+    """As under nohup(1), which ignores SIGHUP."""
+    run(
+        tmp_path,
+        """
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        with daemonkit.detached(working_directory="."):
+            report()
+            wait()
+    """,
+    )
+    facts = reported(tmp_path)
+    assert facts["caught"] >> signal.SIGHUP - 1 & 1
+    assert stop(facts["pid"]) == 0
+
+
+def test_the_signal_map_is_laid_over_the_default_one(tmp_path: Path) -> None:
+    run(
+        tmp_path,
+        """
+        seen = []
+        with daemonkit.detached(signal_map={"SIGHUP": lambda *_: seen.append(1)}, working_directory=".") as d:
+            os.kill(os.getpid(), signal.SIGHUP)
+            report(seen=seen, keys=[int(key) for key in d.signal_map])
+            wait()
+    """,
+    )
+    facts = reported(tmp_path)
+    assert facts["seen"] == [1] and len(set(facts["keys"])) == len(facts["keys"])
+    assert facts["ignored"] >> signal.SIGTSTP - 1 & 1
+    assert stop(facts["pid"]) == 0
+
+
+def test_a_second_context_in_the_foreground_reopens_its_own_logs(tmp_path: Path) -> None:
+    done = run(
+        tmp_path,
+        """
+        for name in ("first", "second"):
+            with daemonkit.detached(detach_process=False, stdout=name, working_directory="."):
+                os.rename(name, name + ".1")
+                os.kill(os.getpid(), signal.SIGHUP)
+                print(name)
+    """,
+    )
+    assert done.returncode == 0
+    assert (tmp_path / "first").read_text() == "first\n" and (tmp_path / "second").read_text() == "second\n"
 
 
 def test_sys_exit_in_the_body_is_the_status(tmp_path: Path) -> None:
@@ -123,28 +249,6 @@ def test_the_default_signal_map_ignores_terminal_stops(tmp_path: Path) -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         assert facts["caught"] >> number - 1 & 1
     stop(facts["pid"])
-
-
-@pytest.mark.parametrize(
-    "setup",
-    [
-        "h.setLevel(60)",
-        "h.addFilter(lambda record: False)",
-        "logging.getLogger('daemonkit').addFilter(lambda record: False)",
-    ],
-)
-def test_a_handler_that_lets_nothing_through_does_not_swallow_the_traceback(tmp_path: Path, setup: str) -> None:
-    run(
-        tmp_path,
-        f"""
-        h = logging.StreamHandler(); logging.getLogger().addHandler(h); {setup}
-        with daemonkit.detached(stderr="log", working_directory="."):
-            report()
-            raise ValueError("told all the same")
-    """,
-    )
-    assert ended(reported(tmp_path)["pid"]) == 1
-    assert (tmp_path / "log").read_text().count("\nValueError: told all the same") == 1
 
 
 def test_real_time_signals_and_none_in_files_preserve_are_taken_as_by_daemon_context(tmp_path: Path) -> None:

@@ -234,3 +234,103 @@ def _descendants(pid: int) -> list[int]:
 def _runs(pid: int, name: str) -> bool:
     command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     return any(Path(os.fsdecode(part)).name == name for part in command)
+
+
+@namespaces
+@pytest.mark.skipif(not shutil.which("nsenter"), reason="nsenter(1) is not installed")
+def test_a_parent_outside_of_the_namespace_and_no_terminal_keep_it_in_the_foreground(tmp_path: Path) -> None:
+    """As with Kubernetes' shared PID namespace, or `docker run --pid=container:`."""
+    program = harness.write(tmp_path, SERVICE)
+    with subprocess.Popen(["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", "sleep", "60"]) as outer:
+        pause = eventually(lambda: harness.children(outer.pid))[0]
+        inside = f'cd "{tmp_path}"; exec setsid "{sys.executable}" "{program}"'
+        command = ["nsenter", "--target", str(pause), "--pid", "--mount", "sh", "-c", inside]
+        with subprocess.Popen(
+            command, cwd=tmp_path, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+        ) as main:
+            facts = reported(tmp_path)
+            assert facts["ppid"] == 0 and facts["detached"] is False
+            os.kill([main.pid, *_descendants(main.pid)][-1], signal.SIGTERM)
+            assert main.communicate(timeout=harness.PATIENCE)[0] == "on stdout\n" and main.returncode == 0
+        outer.terminate()
+
+
+SUPERVISED = """
+    import subprocess
+    if "grandchild" in sys.argv:
+        with daemonkit.detached(working_directory=".") as d:
+            report("grandchild", detached=d.detached)
+    elif "instance" in sys.argv:
+        subprocess.run([sys.executable, __file__, "grandchild"], check=True)
+        with daemonkit.detached(working_directory=".", pidfile="pid") as d:
+            report(detached=d.detached)
+    else:
+        daemonkit.supervise([sys.executable, __file__, "instance"], restart="never", cwd=".")
+"""
+
+
+def test_executed_by_supervise_itself_it_stays_and_what_that_program_starts_detaches(tmp_path: Path) -> None:
+    assert run(tmp_path, SUPERVISED).returncode == 0
+    assert reported(tmp_path)["detached"] is False
+    grandchild = reported(tmp_path, "grandchild")
+    assert grandchild["detached"] is True
+    eventually(lambda: not harness.alive(grandchild["pid"]))
+
+
+def test_a_callable_of_supervise_stays_too(tmp_path: Path) -> None:
+    done = run(
+        tmp_path,
+        """
+        def instance():
+            with daemonkit.detached(working_directory=".", pidfile="pid") as d:
+                report(detached=d.detached)
+        daemonkit.supervise(instance, restart="never")
+    """,
+    )
+    assert done.returncode == 0, done.stderr
+    assert reported(tmp_path)["detached"] is False
+
+
+@pytest.mark.parametrize("given", ["", ", stdin=daemonkit.DEVNULL"])
+def test_in_the_foreground_stdin_stays_with_what_was_read_ahead_unless_it_is_given(tmp_path: Path, given: str) -> None:
+    done = run(
+        tmp_path,
+        f"""
+        first = sys.stdin.readline()
+        with daemonkit.detached(detach_process=False{given}):
+            print([first, *sys.stdin])
+    """,
+        stdin=None,
+        input="one\ntwo\n",
+    )
+    assert done.stdout == ("['one\\n']\n" if given else "['one\\n', 'two\\n']\n")
+
+
+def test_in_the_foreground_an_exception_arrives_as_itself(tmp_path: Path) -> None:
+    done = run(
+        tmp_path,
+        """
+        class Mine(Exception): pass
+        for ready in (False, True):
+            try:
+                with daemonkit.detached(detach_process=False, pidfile="pid", wait_ready=ready, working_directory="."):
+                    raise Mine
+            except Mine:
+                print("caught", os.path.exists("pid"))
+    """,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "caught False\ncaught False\n", "")
+
+
+@pytest.mark.parametrize("detach", [True, False], ids=["detached", "in the foreground"])
+def test_a_body_that_forgets_ready_is_told(tmp_path: Path, detach: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    done = run(
+        tmp_path,
+        f"""
+        with daemonkit.detached(detach_process={detach}, pidfile="pid", wait_ready=True):
+            pass
+    """,
+    )
+    assert done.returncode == 1 and "StartError: the " in done.stderr
+    assert done.stderr.endswith("the body ended without calling ready()\n")
+    assert not (tmp_path / "pid").exists()

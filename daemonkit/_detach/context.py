@@ -6,16 +6,12 @@ is a list of steps: `_become`.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import errno
 import logging
 import os
 import signal
-import sys
-import threading
 import traceback
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -25,7 +21,8 @@ from daemon.daemon import DaemonContext
 
 from daemonkit._constants import STDOUT
 from daemonkit._detach import handshake
-from daemonkit._detach.crash import log_crash, reason_of
+from daemonkit._detach.callers import refuse_callers, warn_of_losses
+from daemonkit._detach.crash import log_crash, reason_of, show_crash
 from daemonkit._detach.notify import connect_manager, refusals_told, tell_manager
 from daemonkit._detach.options import (
     Action,
@@ -33,14 +30,15 @@ from daemonkit._detach.options import (
     check_options,
     current_umask,
     directories,
+    full_signal_map,
     handed_streams,
-    has_running_loop,
+    handlers_to_set,
     inside_root,
-    signal_number,
 )
 from daemonkit._detach.where import listen_fds, must_stay
 from daemonkit._pidfile.hold import adopt_locks, lock_descriptors
 from daemonkit._pidfile.pidfile import PidFile
+from daemonkit._system.at_exit import AT_EXIT
 from daemonkit._system.descriptors import close_all, descriptor_of, give_up, handed_descriptors, inode, open_descriptors
 from daemonkit._system.fork import exit_status_of
 from daemonkit._system.run_mark import set_free
@@ -55,6 +53,7 @@ from daemonkit._system.streams import (
     reopen_log,
 )
 from daemonkit._system.users import Owner, change_owner, owner_of
+from daemonkit.errors import StartError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -140,6 +139,7 @@ class DetachedContext(DaemonContext):
         signal_map: Mapping[SignalKey, Action] | None = None,
     ) -> None:
         """Take the options, and refuse bad ones; nothing happens to the process yet."""
+        self._meant = detach_process is True
         if detach_process is None:
             detach_process = not must_stay()
         if isinstance(pidfile, (str, bytes, os.PathLike)):
@@ -158,11 +158,9 @@ class DetachedContext(DaemonContext):
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
-            signal_map=dict(signal_map) if isinstance(signal_map, Mapping) else signal_map,
+            signal_map=full_signal_map(signal_map),
         )
         self.uid, self.gid = uid, gid  # not yet DaemonContext's numbers: `uid` alone brings its own group
-        if signal_map is None:
-            self.signal_map[signal.SIGHUP] = "reopen"
         self.close_fds = close_fds
         self.wait_ready = wait_ready
         self.start_timeout = start_timeout
@@ -189,19 +187,20 @@ class DetachedContext(DaemonContext):
         exc_value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close it. An exception is logged with its traceback, and the process ends with status 1."""
+        """Leave the body: in the foreground close it, in the daemon hold the pidfile until the process ends.
+
+        An exception goes on its way, to whoever catches it outside or to `sys.excepthook`. If the program's logging
+        goes anywhere else than stderr, it is told too.
+        """
         if not self.is_open or os.getpid() != self.pid:
             return  # a child that the body forked ends as it likes
         crash = None if isinstance(exc_value, self._normal_exits()) else exc_value
-        try:
-            if crash:
-                log_crash(crash)
-        finally:
-            self.close()
-            if not self._started:
-                self._fail_start(exc_value)
         if crash:
-            raise SystemExit(1) from crash
+            log_crash(crash)
+        if not self.detached:
+            self.close()
+        if not self._started:
+            self._fail_start(exc_value)
 
     def _normal_exits(self) -> tuple[type[BaseException], ...]:
         """Return what leaves the body without being an accident: in the foreground, also a Ctrl-C."""
@@ -229,7 +228,7 @@ class DetachedContext(DaemonContext):
             undo.pop_all()
 
     def close(self) -> None:
-        """Release the pidfile, in the process that opened the context; anywhere else it does nothing."""
+        """Release the pidfile at once, in the process that opened the context; anywhere else it does nothing."""
         if self.pid == os.getpid():
             super().close()
 
@@ -278,11 +277,13 @@ class DetachedContext(DaemonContext):
 
     def _prepare(self, always: contextlib.ExitStack, undo: contextlib.ExitStack) -> _Plan:
         """Settle all that can be refused; `undo` takes back what was done if anything is, or if the start fails."""
-        self._refuse_odd_callers()
+        refuse_callers(detach=bool(self.detach_process), meant=self._meant)
+        if self.detach_process:
+            warn_of_losses()
         owner = owner_of(self.uid, self.gid, initgroups=self.initgroups)
         chroot, directory = directories(self.chroot_directory, self.working_directory)
         umask = current_umask() | 0o022 if self.umask is None else self.umask
-        handlers = {signal_number(key): self._handler(action) for key, action in self.signal_map.items()}
+        handlers = {number: self._handler(action) for number, action in handlers_to_set(self.signal_map).items()}
         preserved = {descriptor_of("files_preserve", item) for item in self.files_preserve or () if item is not None}
         fill_closed(undo)
         notify = None if self.detach_process else connect_manager()
@@ -316,21 +317,6 @@ class DetachedContext(DaemonContext):
             notify=notify,
         )
 
-    def _refuse_odd_callers(self) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            raise RuntimeError(
-                "detached() must be called in the main thread: signal handlers and the exit status are its own"
-            )
-        if not self.detach_process:
-            return
-        if (asyncio := sys.modules.get("asyncio")) and has_running_loop(asyncio):
-            raise RuntimeError(
-                "an event loop runs in this thread and can't be forked: call detached() first, asyncio.run() in it"
-            )
-        if others := [thread.name for thread in threading.enumerate() if thread is not threading.current_thread()]:
-            message = f"these threads will not exist in the daemon: {', '.join(others)}; start them in the body"
-            warnings.warn(message, RuntimeWarning, stacklevel=5)
-
     def _handler(self, action: Action) -> Callable[[int, FrameType | None], object] | int:
         match action:
             case None:
@@ -344,12 +330,12 @@ class DetachedContext(DaemonContext):
     def _open_sources(
         self, umask: int, owner: Owner, always: contextlib.ExitStack, undo: contextlib.ExitStack
     ) -> tuple[Source | None, ...]:
-        """Open what 0, 1 and 2 become. In the foreground stdout and stderr stay unless they are given."""
+        """Open what 0, 1 and 2 become. In the foreground those stay that are not given."""
         sources: list[Source | None] = []
         heir = owner if owner.groups is not None else None  # whoever it becomes must be able to reopen a new log
         for name in STREAM_NAMES:
             value = getattr(self, name)
-            if value is None and name != "stdin" and not self.detach_process:
+            if value is None and not self.detach_process:
                 sources.append(None)
                 continue
             if value == STDOUT and name == "stderr":
@@ -381,14 +367,14 @@ class DetachedContext(DaemonContext):
         change_owner(plan.owner)
         self.uid, self.gid, self._umask = plan.owner.uid, plan.owner.gid, plan.umask
         redirect(plan.sources)
-        rebind()
+        rebind(stdin=plan.sources[0] is not None)
         _base.set_signal_handlers(plan.handlers)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         if self.pidfile is not None and not isinstance(self.pidfile, PidFile):
             self.pidfile.__enter__()
         self._notify = plan.notify
         self._is_open = True
-        atexit.register(self.close)
+        AT_EXIT.append(self.close)
         if not self.wait_ready:
             self._announce(None)
 
@@ -406,20 +392,21 @@ class DetachedContext(DaemonContext):
         tell_manager(self._notify, READY="1", STATUS=status)
 
     def _fail_start(self, error: BaseException | None) -> None:
-        """Tell whoever waits that it did not start; the daemon ends here, the foreground goes on ending."""
+        """Tell whoever waits that it did not start; the daemon ends here, in the foreground it is an exception."""
         reason = "the body ended without calling ready()" if error is None else reason_of(error)
         if self._reporter is None:
             tell_manager(self._notify, STATUS=f"failed to start: {reason}")
             if error is None:
-                _logger.critical("the start failed: %s", reason)
-                raise SystemExit(1)
+                raise StartError(reason, reason=reason)
             return
+        text = "" if error is None else "".join(traceback.format_exception(error))
+        if self.is_open and not isinstance(error, SystemExit):
+            show_crash(text)
         with contextlib.suppress(OSError):  # the caller frees what this process can't
             if self.is_open:
                 self.close()
             elif isinstance(self.pidfile, PidFile):
                 self.pidfile.__exit__()
-        text = "" if error is None else "".join(traceback.format_exception(error))
         self._reporter.failed(reason, text, exit_status_of(error))
 
 

@@ -5,39 +5,39 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 import traceback
 
 _logger = logging.getLogger("daemonkit")
 
 
 def log_crash(error: BaseException) -> None:
-    """Log the exception, and see to it that its traceback is on stderr, once."""
+    """Log the exception wherever the program's logging goes, but for stderr: the traceback will be there anyway."""
+    if not _logger.isEnabledFor(logging.CRITICAL):
+        return
     message = f"process {os.getpid()} ends: {''.join(traceback.format_exception_only(error)).strip()}"
-    _logger.critical("%s", message, exc_info=error)
-    if not _on_stderr():
-        with contextlib.suppress(OSError, ValueError):
-            traceback.print_exception(error)
-
-
-def _on_stderr() -> bool:
-    """Tell whether a critical record reached the file that is descriptor 2, whichever handler took it there."""
-    if not _logger.isEnabledFor(logging.CRITICAL) or _logger.filters:
-        return False
-    if not _logger.hasHandlers():
-        return logging.lastResort is not None
+    info = (type(error), error, error.__traceback__)
+    record = _logger.makeRecord(_logger.name, logging.CRITICAL, __file__, 0, message, (), info, "log_crash")
+    if not _logger.filter(record):
+        return
     logger: logging.Logger | None = _logger
     while logger:
-        if any(_writes_stderr(handler) for handler in logger.handlers):
-            return True
+        for handler in logger.handlers:
+            if record.levelno >= handler.level and not _writes_stderr(handler):
+                handler.handle(record)
         logger = logger.parent if logger.propagate else None
-    return False
+
+
+def show_crash(text: str) -> None:
+    """Print the traceback of a start that failed, as the interpreter would at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(text)
 
 
 def _writes_stderr(handler: logging.Handler) -> bool:
-    stream = getattr(handler, "stream", None)
+    """Tell whether a handler writes to the file that is descriptor 2, by whichever name it opened that."""
     try:
-        takes_it = handler.level <= logging.CRITICAL and not handler.filters
-        return takes_it and stream is not None and os.path.sameopenfile(stream.fileno(), 2)
+        return os.path.sameopenfile(handler.stream.fileno(), 2)  # type: ignore[attr-defined]  # not every one has it
     except (AttributeError, OSError, ValueError):
         return False
 

@@ -7,7 +7,9 @@ import os
 import signal
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from types import FrameType, ModuleType
+from types import FrameType
+
+from daemon.daemon import DaemonContext, make_default_signal_map
 
 from daemonkit._pidfile.pidfile import PidFile
 from daemonkit._system.check import check_boolean, check_number, check_seconds
@@ -77,6 +79,45 @@ def _check_signals(context: DetachedContext) -> None:
             raise TypeError(f"signal_map: None, a method's name or a handler for {key!r}, not {action!r}")
 
 
+class _DefaultSignals(dict[SignalKey, Action]):
+    """A signal map that knows which of its entries nobody has asked for."""
+
+    defaults: Mapping[SignalKey, Action] = {}
+
+
+def full_signal_map(given: object) -> object:
+    """Return the default signal map with what was given laid over it; whatever is no mapping is refused later."""
+    if given is not None and not isinstance(given, Mapping):
+        return given
+    named = {} if given is None else {_number_or_key(key): action for key, action in given.items()}
+    defaults = {**make_default_signal_map(), signal.SIGHUP: "reopen"}
+    full = _DefaultSignals({**defaults, **named})
+    full.defaults = {key: action for key, action in defaults.items() if key not in named}
+    return full
+
+
+def _number_or_key(key: SignalKey) -> SignalKey:
+    try:
+        return signal_number(key)
+    except (TypeError, ValueError):
+        return key  # refused later
+
+
+def handlers_to_set(signal_map: Mapping[SignalKey, Action]) -> dict[int, Action]:
+    """Return the action for each signal number, without those for which a handler of the program's own stays.
+
+    It stays where nobody has asked for anything else; an earlier context's methods are not the program's own.
+    """
+    defaults = getattr(signal_map, "defaults", {})
+    actions = {signal_number(key): action for key, action in signal_map.items()}
+    for number, action in defaults.items():
+        handler = signal.getsignal(number)
+        owner = getattr(handler, "__self__", None)
+        if callable(handler) and not isinstance(owner, DaemonContext) and actions.get(number) == action:
+            del actions[number]
+    return actions
+
+
 def signal_number(key: object) -> int:
     if isinstance(key, str) and key in signal.Signals.__members__:
         return signal.Signals[key]
@@ -85,14 +126,6 @@ def signal_number(key: object) -> int:
     if key not in ALL_SIGNALS:  # real-time signals are there too, which have no names
         raise ValueError(f'signal_map: no signal {key!r} here; use signal.SIGHUP or "SIGHUP"')
     return int(key)
-
-
-def has_running_loop(asyncio: ModuleType) -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
 
 
 def directories(chroot: Path | None, working: Path) -> tuple[str | None, str]:

@@ -16,7 +16,7 @@ def must_stay() -> bool:
         or bool(os.environ.get("NOTIFY_SOCKET"))
         or os.environ.get("SYSTEMD_EXEC_PID") == str(pid)
         or is_supervised()
-        or (os.getppid() == 1 and not has_terminal())
+        or (os.getppid() in {0, 1} and not has_terminal())  # 0: the parent is outside of this PID namespace
     )
 
 

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 _SIGNAL_GROUP: Final = 1 << 2  # PIDFD_SIGNAL_PROCESS_GROUP of linux/pidfd.h, Linux 6.9
 
+launched: Final[set[int]] = set()
+"""Pids of the children of this process that were launched to be detached; a number stays after their end."""
+
 
 class DetachedProcess:
     """A program that `spawn_detached` launched, or the holder of a pidfile that `attach` found.
@@ -56,6 +59,8 @@ class DetachedProcess:
         self.returncode: int | None = None
         """As Popen's: None until a call finds that it has ended, and for good where nobody can tell the status."""
         self._parent = os.getpid() if child else None
+        if child:
+            launched.add(pid)
         self._ended = ended
         self._daemon = daemon
         self._pidfd = pidfd

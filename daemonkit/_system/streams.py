@@ -209,11 +209,14 @@ def redirect(sources: Iterable[Source | None]) -> None:
 _replaced: list[TextIO | None] = []  # kept alive: collecting them could close 0, 1 or 2
 
 
-def rebind() -> None:
-    """Bind sys.stdin, sys.stdout and sys.stderr to 0, 1, 2, whatever they were; finished lines leave at once."""
+def rebind(*, stdin: bool = True) -> None:
+    """Bind sys.stdin, sys.stdout and sys.stderr to 0, 1, 2, whatever they were; finished lines leave at once.
+
+    Without `stdin` the old one stays, if it reads from 0: it may have read ahead.
+    """
     _replaced.extend((sys.stdin, sys.stdout, sys.stderr))
-    # Anew in any case: the old one may have read ahead from the caller's input.
-    sys.stdin = open(0, encoding=_encoding(sys.__stdin__), errors="surrogateescape", closefd=False)  # noqa: SIM115 - for life
+    if stdin or not _is_on(sys.stdin, 0):  # anew: the old one may have read ahead from the caller's input
+        sys.stdin = open(0, encoding=_encoding(sys.__stdin__), errors="surrogateescape", closefd=False)  # noqa: SIM115 - for life
     sys.stdout = _writer(1, sys.stdout, sys.__stdout__)
     sys.stderr = _writer(2, sys.stderr, sys.__stderr__)
 
@@ -221,16 +224,16 @@ def rebind() -> None:
 def _writer(fd: int, *candidates: TextIO | None) -> TextIO:
     """Return an old stream that already writes to `fd` (others may hold on to it), else a new one."""
     for stream in candidates:
-        if isinstance(stream, io.TextIOWrapper) and _writes_to(stream, fd):
+        if isinstance(stream, io.TextIOWrapper) and _is_on(stream, fd):
             stream.reconfigure(line_buffering=True)
             return stream
     return open(fd, "w", 1, encoding=_encoding(candidates[-1]), errors="backslashreplace", closefd=False)
 
 
-def _writes_to(stream: TextIO, fd: int) -> bool:
+def _is_on(stream: TextIO | None, fd: int) -> bool:
     try:
-        return stream.fileno() == fd and stream.writable()
-    except (OSError, ValueError):
+        return stream is not None and stream.fileno() == fd and (stream.writable() if fd else stream.readable())
+    except (AttributeError, OSError, ValueError):
         return False
 
 

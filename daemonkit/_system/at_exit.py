@@ -1,0 +1,17 @@
+"""What is done after the program's own exit handlers."""
+
+from __future__ import annotations
+
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Final
+
+# Not imported by its name: with a circle of imports mypy loses its way.
+AT_EXIT: Final[list[Callable[[], object]]] = sys.modules["daemonkit"]._AT_EXIT  # noqa: SLF001
+"""Functions that are called at the interpreter's exit, the last one first.
+
+Exit handlers run in reverse order, so the one that calls these was registered when daemonkit was imported.
+"""
