@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 import harness
 import pytest
 from harness import PATIENCE, alive, children, eventually, run
-from supervising import FIRST, supervising, tree
+from supervising import FIRST, pids, supervising, tree
 
 import daemonkit
 
@@ -129,7 +130,7 @@ neighbour.kill(); neighbour.wait()
         supervisor.stop()
 
 
-def test_orphans_of_the_callers_own_children_do_not_come_to_it(tmp_path: Path) -> None:
+def test_orphans_of_the_callers_own_children_are_not_left_to_it(tmp_path: Path) -> None:
     body = """
 import subprocess
 own = subprocess.Popen(["sh", "-c", "(sh -c 'sleep 0.2; touch ended' &)"])
@@ -204,3 +205,77 @@ def test_a_new_start_gets_the_socket_that_dead_supervisors_left_with_their_stray
     with supervising(tmp_path, body) as supervisor:
         supervisor.until("start")
         supervisor.stop()
+
+
+BECOME = {
+    "prlimit": "prlimit --rttime=unlimited:unlimited",
+    "runuser": "runuser -u nobody --",
+    "setpriv": "prlimit --rttime=unlimited:unlimited setpriv --reuid=65534 --clear-groups",
+    "sudo": "sudo -u nobody",
+    "su": "su -s /bin/sh nobody -c",
+}
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("session", ["", "setsid "])
+@pytest.mark.parametrize("tool", BECOME)
+def test_what_lost_its_mark_neither_survives_a_killed_worker_nor_runs_twice(
+    tmp_path: Path, tool: str, session: str, *, own: bool
+) -> None:
+    if not shutil.which(tool):
+        pytest.skip(f"no {tool} here")
+    number = FIRST + 10
+    sleep = f"sleep {number}"
+    command = f"{session}{BECOME[tool]} {sleep!r}" if tool == "su" else f"{session}{BECOME[tool]} {sleep}"
+    body = f"""
+import subprocess
+if {own}:
+    mine = subprocess.Popen(["sleep", "1000"])
+supervise(["sh", "-c", {command + " & wait; sleep 1000"!r}])
+if {own}:
+    assert mine.poll() is None
+    mine.kill(); mine.wait()
+"""
+    ours = range(number, number + 1)
+    with supervising(tmp_path, body) as supervisor:
+        (first,) = eventually(lambda: tree(ours))
+        os.kill(supervisor.worker, signal.SIGKILL)
+        supervisor.until("start", 2)
+        eventually(lambda: len(now := tree(ours)) == 1 and first not in now)
+        supervisor.stop()
+    eventually(lambda: not tree(ours))
+
+
+@pytest.mark.skipif(os.getuid() != 0 or not shutil.which("runuser"), reason="only root can become somebody else")
+def test_a_main_process_that_became_another_user_neither_survives_nor_runs_twice(tmp_path: Path) -> None:
+    number = FIRST + 11
+    ours = range(number, number + 1)
+    command = ["runuser", "-u", "nobody", "--", "sleep", str(number)]
+    with supervising(tmp_path, f"supervise({command!r}, instances=2)") as supervisor:
+        first = eventually(lambda: len(now := tree(ours)) == 2 and now)
+        os.kill(supervisor.worker, signal.SIGKILL)
+        supervisor.until("start", 4)
+        eventually(lambda: len(now := tree(ours)) == 2 and not first & now)
+        supervisor.stop()
+    eventually(lambda: not tree(ours))
+
+
+@pytest.mark.skipif(not shutil.which("prlimit"), reason="no prlimit here")
+def test_a_new_start_names_what_it_can_not_prove_to_be_left(tmp_path: Path) -> None:
+    script = "prlimit --rttime=unlimited:unlimited setsid sleep 1000 & echo $! > left; wait"
+    with supervising(tmp_path, f"supervise(['sh', '-c', {script!r}])") as supervisor:
+        (left,) = eventually(lambda: pids(tmp_path, "left"))
+        eventually(lambda: os.getsid(left) == left)
+        worker = supervisor.worker
+        for pid in (supervisor.pid, worker):
+            os.kill(pid, signal.SIGSTOP)
+        for pid in (supervisor.pid, worker):
+            os.kill(pid, signal.SIGKILL)
+        supervisor.process.wait(PATIENCE)
+        harness.ended(worker)
+    done = run(tmp_path, "daemonkit.supervise(['true'])")
+    assert done.returncode == 0 and "may have left processes" in done.stderr and str(left) in done.stderr
+    assert alive(left)
+    os.kill(left, signal.SIGKILL)
+    harness.ended(left)

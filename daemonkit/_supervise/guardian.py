@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass, field
 
 from daemonkit._supervise import marks
+from daemonkit._supervise.adopted import Adopted
 from daemonkit._supervise.outbox import read_packets
 from daemonkit._supervise.policy import FINAL, Instance
 from daemonkit._supervise.records import Event, InstanceRecord, Summary
@@ -64,6 +65,7 @@ class Guardian:
         self._signals: list[int] = []
         self._control: socket.socket | None = None
         self._terminal = has_terminal()
+        self.adopted = Adopted()
         self.bell: tuple[socket.socket, socket.socket] | None = None
         self.before: dict[int, Any] = {}
 
@@ -126,6 +128,7 @@ class Guardian:
         finally:
             os.close(spare)
         self._workers += 1
+        self.adopted.worker = pid
         worker = os.pidfd_open(pid)
         stack.callback(os.close, worker)
         theirs.close()
@@ -182,6 +185,7 @@ class Guardian:
             if self.bell and self.bell[0].fileno() in ready:
                 with contextlib.suppress(BlockingIOError):
                     self.bell[0].recv(4096)
+                self.adopted.reap()
             self._obey()
             for fd, pump in self._pumps.items():
                 if fd in ready or retry < math.inf:
@@ -189,6 +193,10 @@ class Guardian:
                     poll.modify(fd, 0 if pump.retry_at < math.inf else select.POLLIN)
             if control.fileno() in ready:
                 done = self._read_messages(control) or done
+            if done:  # the worker waits for this before it ends: so what was set free does not come to this process
+                self.adopted.finish()
+                with contextlib.suppress(OSError):
+                    control.shutdown(socket.SHUT_WR)
             if worker in ready:
                 return self._read_messages(control) or done
 
@@ -202,7 +210,8 @@ class Guardian:
                 self._terminal = False  # nohup(1): this one is not for it; a later one can't be the terminal's
             elif number == signal.SIGHUP and not gone:
                 if callable(before):
-                    before(number, None)  # as that of detached(), which opens the logs anew
+                    with self.adopted.callers_turn():
+                        before(number, None)  # as that of detached(), which opens the logs anew
                 self._send("reload", [1, 2])
             elif self._order:
                 self._order = "kill"
@@ -243,13 +252,16 @@ class Guardian:
                 pump.pump()
         if self._on_event:
             try:
-                self._on_event(event)
+                with self.adopted.callers_turn():
+                    self._on_event(event)
             except Exception:
                 _logger.exception("on_event raised; the supervising goes on")
 
     def _clear(self) -> None:
-        """End what a worker that was killed has left; nothing else has its marks."""
-        marks.end_all_of(self._settings.mark)
+        """End what a worker that was killed has left."""
+        mains = {pid for record in self._records for pid in record.pids}
+        self.adopted.end_left(self._settings.mark, mains)
+        marks.end_all_of(self._settings.mark)  # what could not come here: nothing else has these marks
         for index, record in enumerate(self._records):
             record.before = record.starts
             for pid in sorted(record.pids):
@@ -303,7 +315,9 @@ def recorded_signals(guardian: Guardian) -> Iterator[None]:
         mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
         stack.callback(signal.pthread_sigmask, signal.SIG_SETMASK, mask)
         chld = signal.getsignal(signal.SIGCHLD)
-        if chld == signal.SIG_IGN:  # the kernel would reap the worker, and with it what it left
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            stack.callback(signal.signal, signal.SIGCHLD, signal.SIG_IGN)
+        if chld in {signal.SIG_IGN, signal.SIG_DFL}:  # ignored, the kernel would reap the worker, and what it left
+            signal.signal(signal.SIGCHLD, lambda *_: None)  # which rings the bell
+            stack.callback(signal.signal, signal.SIGCHLD, chld)
+        guardian.adopted.begin()
+        stack.callback(guardian.adopted.finish)
         yield

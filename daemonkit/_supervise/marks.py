@@ -67,6 +67,27 @@ def end_orphaned() -> None:
     _end_all(lambda pid, mark: _is_orphaned(pid, supervisor_of(mark)) and _namespace_of(pid) == namespace)
 
 
+def unproven_orphans() -> list[int]:
+    """Return processes without a mark that may have been left by supervisors that were killed: nothing proves it.
+
+    They were executed in an instance's environment, and nothing above them is supervised any more.
+    """
+    if b"DAEMONKIT_INSTANCE" in os.environb:  # then so are all that run beside this program
+        return []
+    with contextlib.suppress(OSError):
+        return [pid for pid in all_pids() if mark_of(pid) is None and has_instance(pid) and not _is_below_a_mark(pid)]
+    return []
+
+
+def _is_below_a_mark(pid: int) -> bool:
+    above = parent_of(pid)
+    while above:
+        if mark_of(above) is not None:
+            return True
+        above = parent_of(above)
+    return False
+
+
 def _is_orphaned(pid: int, supervisor: int) -> bool:
     started, child = start_of(supervisor), identity_of(pid)
     # One that is younger has got the number since; one that /proc hides, lives.
@@ -151,6 +172,15 @@ def descendants_of(pid: int, *, of_run: int | None = None) -> list[int]:
 def is_set_free(pid: int) -> bool:
     """Tell whether a process outlives the instance that it was started in."""
     return mark_of(pid) == FREE
+
+
+def has_instance(pid: int) -> bool:
+    """Tell whether a process has DAEMONKIT_INSTANCE in the environment that it was executed with."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return b"\0DAEMONKIT_INSTANCE=" in b"\0" + file.read()
+    except OSError:
+        return False
 
 
 def is_of_another(pid: int, first: int) -> bool:

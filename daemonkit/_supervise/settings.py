@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import resource
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
     from daemonkit._supervise.rules import Rules
     from daemonkit._system.streams import Path, StreamOption
+
+_logger = logging.getLogger("daemonkit")
 
 _NOT_PASSED: Final = frozenset(
     {
@@ -116,6 +119,9 @@ def settle(  # noqa: PLR0913 - the options
         if env is None:
             environment = owner.environment(environment)
     marks.end_orphaned()  # which may hold the very sockets that are to be bound
+    if pids := marks.unproven_orphans():
+        text = "instances of a supervisor that was killed may have left processes %s; nothing proves it, so they go on"
+        _logger.warning(text, ", ".join(map(str, pids)))
     fill_closed(stack)
     sockets, bound = bind_sockets(listen, stack)
     opened = _streams(streams, count, umask, stack)

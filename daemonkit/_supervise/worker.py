@@ -106,6 +106,11 @@ class Worker:
         self._say_states()
         self.outbox.say(("done",))
         self.outbox.send_all()
+        with contextlib.suppress(OSError):
+            while self.control.recv(
+                _COMMANDS
+            ):  # until the guardian has taken note, and left what was set free to others
+                pass
         os._exit(0)
 
     def _set_up_signals(self) -> None:

@@ -13,9 +13,10 @@ if TYPE_CHECKING:
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
+_PR_GET_CHILD_SUBREAPER: Final = 37
 
 
-def _prctl(option: int, value: int) -> None:
+def _prctl(option: int, value: object) -> None:
     if load_libc().prctl(option, value, 0, 0, 0) != 0:
         import ctypes  # noqa: PLC0415 - it is loaded by now
 
@@ -23,9 +24,19 @@ def _prctl(option: int, value: int) -> None:
         raise OSError(number, f"{os.strerror(number)}: prctl({option}, {value})")
 
 
-def become_subreaper() -> None:
-    """Become the parent of every process that this process's descendants leave behind."""
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+def become_subreaper(*, on: bool = True) -> None:
+    """Become the parent of every process that this process's descendants leave behind; if not `on`, be it no longer."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, int(on))
+
+
+def is_subreaper() -> bool:
+    """Tell whether this process is one."""
+    load_libc()
+    import ctypes  # noqa: PLC0415 - it is loaded by now
+
+    answer = ctypes.c_int()
+    _prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(answer))
+    return bool(answer.value)
 
 
 def die_with_parent() -> None:
