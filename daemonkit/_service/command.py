@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from daemonkit._service.service import Report, run, start
+from daemonkit._service.service import INTERRUPTED, Report, run, start
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 _FAILED: Final = 1
 _NOT_RUNNING: Final = 3
-_INTERRUPTED: Final = 130  # as a shell has it: 128 + SIGINT
 
 COMMANDS: Final = {
     "start": "Start it in the background; return once it has started.",
@@ -76,7 +75,7 @@ def _carry_out(service: Service, name: str, *, debug: bool = False) -> int:
     except KeyboardInterrupt:
         if not report.started:
             _tell(sys.stderr, f"{_name(service)}: interrupted")
-        return _INTERRUPTED
+        return INTERRUPTED
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it is, it is told
         return _fail(service, report, error, debug=debug)
 

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         signal_map: Mapping[int | str, str | Handler | int | None] | None
 
 
+INTERRUPTED: Final = 130  # the exit status after a Ctrl-C, as a shell has it: 128 + SIGINT
 _STREAMS: Final = ("stdin", "stdout", "stderr")
 _PATHS: Final = (*_STREAMS, "working_directory", "chroot_directory")
 _SWITCHES: Final = ("initgroups", "prevent_core", "detach_process", "wait_ready")
@@ -173,9 +174,12 @@ class Service:
         `reload`), 130 Ctrl-C; of a daemon that ended by ``sys.exit(n)`` before it had started: n. What fails is one
         line on stderr, and a traceback with ``--debug``.
         """
-        from daemonkit._service.command import main  # noqa: PLC0415 - see above
+        try:
+            from daemonkit._service.command import main  # noqa: PLC0415 - see above
 
-        return main(self, argv)
+            return main(self, argv)
+        except KeyboardInterrupt:  # one that came before or after the work, which tells of its own
+            return INTERRUPTED
 
     @property
     def commands(self) -> dict[str, Callable[[], None]]:
