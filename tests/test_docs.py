@@ -110,7 +110,7 @@ def test_what_a_transcript_shows_is_what_a_shell_shows(tmp_path: Path, page: Pat
     shell = Shell(tmp_path)
     before = set(harness.children())
     names = {part["name"] for part in PART.finditer(page.read_text()) if (part["name"] or "").endswith(".py")}
-    typed = " ".join(re.findall(r"^\$ .*\bpython (.*)", page.read_text(), re.MULTILINE)).split()
+    typed = re.findall(r"[\w.]+\.py", " ".join(re.findall(r"^\$ .*\bpython .*", page.read_text(), re.MULTILINE)))
     imported = {f"{name}.py" for name in re.findall(r"^(?:from|import) (\w+)", page.read_text(), re.MULTILINE)}
     assert names <= {*typed, *imported}, "each is run"
     for part in PART.finditer(page.read_text()):
