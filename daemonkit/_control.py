@@ -13,6 +13,7 @@ import signal as _signal
 from daemonkit._pidfile.holder import find_holder, pidfile_path
 from daemonkit._system.check import check_boolean, check_seconds
 from daemonkit._system.handle import DetachedProcess
+from daemonkit._system.pidfd import open_pidfd
 from daemonkit.errors import NotRunningError, StopTimeoutError
 
 TYPE_CHECKING = False
@@ -37,7 +38,7 @@ def attach(pidfile: Path | PidFile) -> DetachedProcess:
     while True:
         holder = _provable_holder(path)
         try:
-            pidfd = os.pidfd_open(holder.pid)
+            pidfd = open_pidfd(holder.pid)
         except ProcessLookupError:  # it ended in between
             continue
         # If the same process still holds it, it has lived all the while, and the number was its own.

@@ -41,6 +41,7 @@ from daemonkit._pidfile.pidfile import PidFile
 from daemonkit._system.at_exit import AT_EXIT
 from daemonkit._system.descriptors import close_all, descriptor_of, give_up, handed_descriptors, inode, open_descriptors
 from daemonkit._system.fork import exit_status_of
+from daemonkit._system.pidfd import require_pidfds
 from daemonkit._system.run_mark import set_free
 from daemonkit._system.streams import (
     STREAM_NAMES,
@@ -280,6 +281,7 @@ class DetachedContext(DaemonContext):
         refuse_callers(detach=bool(self.detach_process), meant=self._meant)
         if self.detach_process:
             warn_of_losses()
+        require_pidfds()
         owner = owner_of(self.uid, self.gid, initgroups=self.initgroups)
         chroot, directory = directories(self.chroot_directory, self.working_directory)
         umask = current_umask() | 0o022 if self.umask is None else self.umask

@@ -12,7 +12,7 @@ from types import FrameType
 from daemon.daemon import DaemonContext, make_default_signal_map
 
 from daemonkit._pidfile.pidfile import PidFile
-from daemonkit._system.check import check_boolean, check_number, check_seconds
+from daemonkit._system.check import absolute_path, check_boolean, check_number, check_seconds
 from daemonkit._system.descriptors import descriptor_of
 from daemonkit._system.signals import ALL_SIGNALS
 from daemonkit._system.streams import STREAM_NAMES, check_enterable, check_path, check_stream
@@ -132,10 +132,10 @@ def directories(chroot: Path | None, working: Path) -> tuple[str | None, str]:
     """Return both as absolute paths, the second as seen from within the first; OSError if they can't be entered."""
     directory = os.fsdecode(working)
     if chroot is None:
-        directory = os.path.abspath(directory)
+        directory = absolute_path(directory)
         check_enterable(directory)
         return None, directory
-    root = os.path.abspath(os.fsdecode(chroot))
+    root = absolute_path(os.fsdecode(chroot))
     directory = os.path.normpath("/" + directory)
     check_enterable(root)
     check_enterable(root + directory)

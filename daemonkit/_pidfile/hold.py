@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 _MODE: Final = 0o644
 _WRITE = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 _MUTEX_PATIENCE: Final = 2.0  # seconds; a process needs the mutex for a few system calls
+_BETTER_PLACE: Final = "put the pidfile on a local one, as in /run or $XDG_RUNTIME_DIR"
 _SLICE: Final = 0.05  # seconds between looks at a file whose holder may release it without ending
 
 
@@ -273,6 +274,7 @@ def take(hold: Hold, timeout: float | None) -> None:
     The caller has to release it also if this raises, as a signal handler may do at any moment.
     """
     reap()
+    identity()  # where that is unknown, as without /proc, the error says so, and names no pidfile
     deadline = time.monotonic() + (math.inf if timeout is None else timeout)
     while True:
         try:
@@ -289,21 +291,19 @@ def take(hold: Hold, timeout: float | None) -> None:
 
 
 def _take_now(hold: Hold) -> None:
-    with _errors_explained(hold.path):
+    try:
         while not _publish(hold):
             _remove_stale(hold.path)
-
-
-@contextlib.contextmanager
-def _errors_explained(path: str) -> Iterator[None]:
-    """Explain an OSError. A live holder is the better answer: this user may be able to read its file, and no more."""
-    try:
-        yield
     except OSError as error:
-        with contextlib.suppress(OSError):
-            if holder := find_holder(path):
-                raise already_running(path, holder) from error
-        raise explained(error, path) from error
+        raise _answer(error, hold.path) from error
+
+
+def _answer(error: OSError, path: str) -> Exception:
+    """Return what to raise. A live holder is the better answer: this user may be able to read its file, and no more."""
+    with contextlib.suppress(OSError):
+        if holder := find_holder(path):
+            return already_running(path, holder)
+    return explained(error, path)
 
 
 def _publish(hold: Hold) -> bool:
@@ -318,7 +318,9 @@ def _publish(hold: Hold) -> bool:
     finally:
         if source[0] != "/":
             os.unlink(source, dir_fd=hold.directory)
-    if not linked:
+    if linked:
+        _check_lock(hold)
+    else:
         hold.close()
     return linked
 
@@ -342,13 +344,34 @@ def _link(source: str, name: str, directory: int) -> bool:
         os.link(source, name, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=source[0] == "/")
     except FileExistsError:
         return False
+    except OSError as error:
+        if error.errno not in {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}:
+            raise
+        raise OSError(errno.EOPNOTSUPP, f"its file system has no hard links; {_BETTER_PLACE}") from error
     return True
+
+
+def _check_lock(hold: Hold) -> None:
+    """Refuse a file system on which whoever opens the file by its name does not meet the lock.
+
+    On many FUSE file systems (bindfs, sshfs, mergerfs) two links to a file are two files, each with locks of its own.
+    """
+    fd = os.open(hold.name, _WRITE, dir_fd=hold.directory)
+    try:
+        lock = find_lock(fd)
+    finally:
+        os.close(fd)
+    if lock is None or lock.owner != hold.owner:
+        os.unlink(hold.name, dir_fd=hold.directory)
+        raise OSError(errno.EOPNOTSUPP, f"locks do not follow the name on its file system; {_BETTER_PLACE}")
 
 
 def remove_stale(path: str) -> None:
     """Remove the file if nobody holds it; AlreadyRunningError against a live holder."""
-    with _errors_explained(path):
+    try:
         _remove_stale(path)
+    except OSError as error:
+        raise _answer(error, path) from error
 
 
 def _remove_stale(path: str) -> None:

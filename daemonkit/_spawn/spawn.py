@@ -20,7 +20,7 @@ from daemonkit._spawn.ways import Plan, end_started, start_program
 from daemonkit._system.check import check_number
 from daemonkit._system.descriptors import descriptor_of
 from daemonkit._system.handle import DetachedProcess
-from daemonkit._system.pidfd import has_ended, is_child, reap
+from daemonkit._system.pidfd import has_ended, is_child, open_pidfd, reap, require_pidfds
 from daemonkit._system.process import Identity, identity_of, ticks
 from daemonkit._system.program import command_of, directory_of, environment_of, find_program
 from daemonkit._system.run_mark import set_free
@@ -96,6 +96,7 @@ def spawn_detached(  # noqa: PLR0913 - each is an option of its own, and keyword
     folder = directory_of(cwd)
     lock = _pidfile_of(pidfile)
     found = find_program(program, variables, folder)
+    require_pidfds()
     started: list[int] = []
     try:
         with contextlib.ExitStack() as fill, contextlib.ExitStack() as always, contextlib.ExitStack() as undo:
@@ -159,7 +160,7 @@ def _pidfile_of(pidfile: Path | PidFile | None) -> PidFile | None:
 
 def _handle(pid: int, args: object, pipes: Mapping[str, IO[bytes]]) -> DetachedProcess:
     try:
-        pidfd = os.pidfd_open(pid)
+        pidfd = open_pidfd(pid)
     except ProcessLookupError:  # it has ended, and was reaped by somebody else or by the kernel (SIGCHLD ignored)
         pidfd, ended = _readable(), True
     else:

@@ -11,6 +11,8 @@ import socket
 import stat
 from collections.abc import Iterable
 
+from daemonkit._system.check import absolute_path
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
@@ -40,7 +42,7 @@ def _bound(one: object, stack: contextlib.ExitStack) -> socket.socket:
     if one == "unix:" or "\0" in one:
         raise ValueError(f"listen: {one!r} names no socket")
     if one.startswith("unix:"):
-        return _bound_unix(os.path.abspath(one.removeprefix("unix:")), stack)
+        return _bound_unix(absolute_path(one.removeprefix("unix:")), stack)
     return _bound_port(one, stack)
 
 

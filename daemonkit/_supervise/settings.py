@@ -11,7 +11,7 @@ from daemonkit._constants import INHERIT, PIPE, STDOUT
 from daemonkit._supervise import marks
 from daemonkit._supervise.listen import bind_sockets
 from daemonkit._supervise.pump import Pump, make_pumps, path_of_instance
-from daemonkit._system.check import check_number
+from daemonkit._system.check import absolute_path, check_number
 from daemonkit._system.program import command_of, directory_of, environment_of, find_program
 from daemonkit._system.signals import ALL_SIGNALS
 from daemonkit._system.streams import STREAM_NAMES, check_path, check_stream, fill_closed, open_log, open_source
@@ -136,7 +136,7 @@ def settle(  # noqa: PLR0913 - the options
         path=path,
         argv=argv,
         env=environment,
-        cwd=None if cwd is None else os.path.abspath(os.fsdecode(cwd)),
+        cwd=None if cwd is None else absolute_path(os.fsdecode(cwd)),
         umask=umask,
         owner=owner,
         streams=opened,
@@ -223,7 +223,7 @@ def _streams(
             if name == "stdin":
                 for index in range(count):
                     os.close(open_source(name, path_of_instance(os.fsdecode(value), index), umask).fd)
-            found.append(Stream(path=os.path.abspath(os.fsdecode(value))))
+            found.append(Stream(path=absolute_path(os.fsdecode(value))))
             continue
         if value == INHERIT or (value is None and number):
             found.append(Stream())

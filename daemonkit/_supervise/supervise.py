@@ -14,6 +14,7 @@ import threading
 from daemonkit._supervise import settings as _settings
 from daemonkit._supervise.guardian import Guardian, recorded_signals
 from daemonkit._supervise.rules import Backoff, Rules
+from daemonkit._system.pidfd import require_pidfds
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ def supervise(  # noqa: PLR0913 - each is an option of its own, and keyword-only
     )
     if on_event is not None and not callable(on_event):
         raise TypeError(f"on_event: a callable or None, not {on_event!r}")
+    require_pidfds()
     with contextlib.ExitStack() as stack:
         settings, pumps = _settings.settle(
             target,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import select
 import struct
+from functools import cache
 
 from daemonkit._system.wait import deadline_after, wait_readable
 
@@ -17,6 +19,26 @@ if TYPE_CHECKING:
 _INFO = struct.Struct("QQ12I")  # struct pidfd_info of linux/pidfd.h: what is asked for, ..., the wait status
 _INFO_EXIT: Final = 1 << 3
 _GET_INFO: Final = 3 << 30 | _INFO.size << 16 | 0xFF << 8 | 11  # PIDFD_GET_INFO, Linux 6.15
+
+
+def open_pidfd(pid: int) -> int:
+    """Return a pidfd: pidfd_open(2). The error says so where the system refuses all of them."""
+    try:
+        return os.pidfd_open(pid)
+    except OSError as error:
+        if error.errno not in {errno.ENOSYS, errno.EPERM}:
+            raise
+        text = (
+            "pidfd_open(2) is refused here, by an old container sandbox (seccomp) or a kernel before Linux 5.3; "
+            "update it, or allow this system call"
+        )
+        raise OSError(error.errno, text) from error
+
+
+@cache
+def require_pidfds() -> None:
+    """Refuse to begin what needs pidfds where there are none: OSError."""
+    os.close(open_pidfd(os.getpid()))
 
 
 def wait_for_end(pid: int | None, seconds: float) -> None:

@@ -44,11 +44,15 @@ _own: Identity | None = None
 def identity() -> Identity:
     """Return this process's identity; it is read once in each process.
 
-    Raises OSError where /proc is not mounted.
+    Raises FileNotFoundError where /proc is not mounted.
     """
     global _own  # noqa: PLW0603 - a cache for one process; a fork makes it stale, hence the check
     if _own is None or _own.pid != os.getpid():
-        _, started = _read_stat("self")
+        try:
+            _, started = _read_stat("self")
+        except FileNotFoundError as error:
+            text = "not mounted, but needed to tell one process from another; mount it: mount -t proc proc /proc"
+            raise FileNotFoundError(error.errno, text, "/proc") from error
         _own = Identity(os.getpid(), started)
     return _own
 

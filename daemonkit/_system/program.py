@@ -7,7 +7,7 @@ import os
 import stat
 from collections.abc import Mapping, Sequence
 
-from daemonkit._system.check import check_boolean
+from daemonkit._system.check import absolute_path, check_boolean
 from daemonkit._system.streams import check_enterable
 
 TYPE_CHECKING = False
@@ -96,6 +96,7 @@ def find_program(program: str | bytes, env: Mapping[bytes, bytes] | None, cwd: s
                 return candidate
         except (FileNotFoundError, NotADirectoryError) as error:
             if len(candidates) == 1:
+                absolute_path(os.fsdecode(full))  # which tells whether it is only the working directory that is gone
                 raise OSError(error.errno, missing, program) from None
             continue
         except OSError as error:

@@ -12,6 +12,7 @@ import sys
 from dataclasses import dataclass
 
 from daemonkit._constants import DEVNULL, STDOUT
+from daemonkit._system.check import absolute_path
 from daemonkit._system.descriptors import descriptor_of, inode, is_open
 
 TYPE_CHECKING = False
@@ -71,6 +72,8 @@ def check_enterable(directory: str) -> None:
         # The dot makes the kernel check the right to enter, without entering: open(2), path_resolution(7).
         os.close(os.open(os.path.join(directory, "."), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
     except OSError as error:
+        if error.errno == errno.ENOENT:
+            absolute_path(directory)  # which tells whether it is only the working directory that is gone
         raise OSError(error.errno, os.strerror(error.errno or 0), directory) from None
 
 
@@ -82,7 +85,7 @@ def open_source(name: str, value: StreamOption, umask: int | None, owner: Owner 
     if value is None or value == DEVNULL:
         return Source(_lifted(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), name))
     if isinstance(value, (str, bytes, os.PathLike)):
-        path = os.path.abspath(os.fsdecode(value))
+        path = absolute_path(os.fsdecode(value))
         if name == "stdin":
             return Source(_lifted(_open_blocking(path, os.O_RDONLY), name), path)
         fd, created = open_log(path, umask, owner)
