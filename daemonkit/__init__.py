@@ -115,6 +115,15 @@ def _run_at_exit() -> None:
         _AT_EXIT.pop()()
 
 
+def _is_available() -> bool:
+    """Tell whether this system has what every door needs: pidfds, and locks that belong to an open file."""
+    try:
+        import fcntl
+    except ImportError:
+        return False
+    return hasattr(_os, "pidfd_open") and hasattr(fcntl, "F_OFD_SETLK")
+
+
 if not TYPE_CHECKING:  # or every misspelt name would be an object to type checkers
 
     def __getattr__(name: str) -> object:
@@ -123,16 +132,11 @@ if not TYPE_CHECKING:  # or every misspelt name would be an object to type check
         from importlib import import_module
 
         home = _HOME.get(name, "errors")
-        try:
-            value: object = getattr(import_module(f"{__name__}.{home}"), name)
-        except ImportError as error:
-            import os
-
-            if hasattr(os, "fork"):
-                raise
-            from daemonkit._system.elsewhere import unavailable
-
-            value = unavailable(name, error)
+        value: object
+        if home in {"errors", "_constants"} or _is_available():
+            value = getattr(import_module(f"{__name__}.{home}"), name)
+        else:
+            value = import_module(f"{__name__}._system.elsewhere").stand_in(name)
         globals()[name] = value
         return value
 

@@ -142,18 +142,42 @@ def test_every_error_is_what_it_says_and_keeps_its_fields_through_pickle(
     assert {name: getattr(again, name) for name in fields} == fields
 
 
+# What other systems lack, and what importing is an ImportError.
+LACKING = {
+    "win32": (
+        {
+            "os": "fork getuid geteuid pidfd_open posix_spawn register_at_fork sched_getaffinity O_NOCTTY O_CLOEXEC WNOHANG",
+            "signal": "SIGHUP SIGKILL SIGCHLD SIGUSR1 SIG_BLOCK pthread_sigmask pidfd_send_signal",
+            "select": "poll epoll",
+        },
+        ("fcntl", "grp", "pwd", "resource", "termios", "_posixsubprocess"),
+    ),
+    "darwin": (
+        {
+            "os": "pidfd_open P_PIDFD O_TMPFILE O_PATH sched_getaffinity eventfd memfd_create splice",
+            "fcntl": "F_OFD_SETLK F_OFD_GETLK F_OFD_SETLKW",
+            "signal": "pidfd_send_signal",
+            "select": "epoll",
+            "time": "CLOCK_BOOTTIME",
+        },
+        (),
+    ),
+}
 ELSEWHERE = """
-import json, os, select, signal, sys
-sys.platform = "win32"
-for module, names in {  # what Windows lacks ...
-    os: "fork getuid geteuid pidfd_open posix_spawn register_at_fork sched_getaffinity O_NOCTTY O_CLOEXEC WNOHANG",
-    signal: "SIGHUP SIGKILL SIGCHLD SIGUSR1 SIG_BLOCK pthread_sigmask pidfd_send_signal",
-    select: "poll epoll",
-}.items():
+import builtins, fcntl, json, os, select, signal, sys, time
+sys.platform, (lacking, missing) = PLATFORM, LACKING
+for module, names in lacking.items():
     for name in names.split():
-        delattr(module, name)
-for name in ("fcntl", "grp", "pwd", "resource", "termios", "_posixsubprocess"):
-    sys.modules[name] = None  # ... and where importing is an ImportError
+        delattr(sys.modules[module], name)
+sys.modules.update(dict.fromkeys(missing))
+real = os.listdir
+def listdir(path="."):
+    if str(path).startswith("/proc"):
+        raise FileNotFoundError(path)
+    return real(path)
+os.listdir = listdir
+"""
+CALLING = """
 import daemonkit
 said = {}
 for name in daemonkit.__all__:
@@ -163,19 +187,35 @@ for name in daemonkit.__all__:
         continue
     if not callable(value):
         continue
-    try:
-        value("x")
-    except NotImplementedError as error:
-        said[name] = str(error)
+    if name[0].isupper():
+        assert not isinstance(1, value) and (value | None) and issubclass(type("Own", (value,), {}), value)
+    for arguments in (), ("x",), ("x", 9):
+        try:
+            value(*arguments)
+        except NotImplementedError as error:
+            said[name] = str(error)
 print(json.dumps(said))
 """
 
 
-def test_on_another_platform_it_imports_and_each_call_says_why_it_can_not() -> None:
-    said = json.loads(_fresh(ELSEWHERE))
+def _elsewhere(platform: str) -> str:
+    return ELSEWHERE.replace("PLATFORM", repr(platform)).replace("LACKING", repr(LACKING[platform]))
+
+
+@pytest.mark.parametrize("platform", LACKING)
+def test_on_another_system_it_imports_and_each_call_says_why_it_can_not(platform: str) -> None:
+    said = json.loads(_fresh(_elsewhere(platform) + CALLING))
     names = {name for name in daemonkit.__all__ if not name.endswith("Error") and not name.isupper()}
     assert set(said) == names
-    assert all(
-        text == f"daemonkit.{name} needs a POSIX system with fork and file locks, which win32 is not"
-        for name, text in said.items()
-    )
+    for name, text in said.items():
+        assert text.startswith(f"daemonkit.{name} needs Linux") and "\n" not in text
+        assert f"this is {platform}" in text and "in a Linux container" in text
+
+
+@pytest.mark.parametrize("platform", LACKING)
+@pytest.mark.parametrize("arguments", [["ls"], ["start", "web", "--", "true"], ["--help"], ["nonsense"]])
+def test_on_another_system_the_command_says_why_it_can_not_in_one_line(platform: str, arguments: list[str]) -> None:
+    code = _elsewhere(platform) + f"from daemonkit.cli import main\nsys.exit(main({arguments!r}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith("daemonkit: it needs Linux") and done.stderr.count("\n") == 1, done.stderr

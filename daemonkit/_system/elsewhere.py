@@ -1,4 +1,4 @@
-"""What each public name is on a system that can't have daemons like these: something that says so when called."""
+"""The public names on a system that is not Linux, where a cross-platform program may import daemonkit too."""
 
 from __future__ import annotations
 
@@ -9,12 +9,24 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 
-def unavailable(name: str, cause: ImportError) -> object:
-    """Return a stand-in for the public `name` whose call raises NotImplementedError."""
+def unavailable(name: str) -> str:
+    """Return what to say of something that is called here all the same."""
+    return (
+        f"{name} needs Linux, and a Python with os.pidfd_open and fcntl.F_OFD_SETLK, but this is {sys.platform}; "
+        "run the program in a Linux container (Docker, Podman) or virtual machine"
+    )
 
-    def call(*_args: object, **_options: object) -> NoReturn:
-        message = f"daemonkit.{name} needs a POSIX system with fork and file locks, which {sys.platform} is not"
-        raise NotImplementedError(message) from cause
 
-    call.__name__ = call.__qualname__ = name
-    return call
+def stand_in(name: str) -> object:
+    """Return a class or function for the public `name` that raises NotImplementedError when it is called.
+
+    A class stays one, so that it can stand in annotations, ``isinstance`` and ``except``.
+    """
+
+    def refuse(*_arguments: object, **_options: object) -> NoReturn:
+        raise NotImplementedError(unavailable(f"daemonkit.{name}"))
+
+    if name[0].isupper():
+        return type(name, (), {"__new__": refuse, "__module__": "daemonkit"})
+    refuse.__name__ = refuse.__qualname__ = name
+    return refuse

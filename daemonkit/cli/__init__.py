@@ -10,6 +10,8 @@ import os
 import sys
 from importlib import import_module
 
+from daemonkit import _is_available
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,7 +42,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    from daemonkit.cli import _parser, _say
+    from daemonkit.cli import _say
+
+    if not _is_available():
+        from daemonkit._system.elsewhere import unavailable
+
+        _say.say(unavailable("it"))
+        return 1
+    from daemonkit.cli import _parser
 
     debug = False
     try:
