@@ -134,13 +134,11 @@ def test_a_holder_that_is_replaced_between_look_and_signal_is_looked_at_again(tm
             tmp_path,
             f"""
             from daemonkit import _control
-            class Recycled:
-                def __getattr__(self, name): return getattr(os, name)
-                def pidfd_open(self, pid):
-                    os.kill(pid, signal.SIGKILL)
-                    while daemonkit.status("app.pid"): pass
-                    return os.pidfd_open({stranger.pid})
-            _control.os = Recycled()
+            def recycled(pid):
+                os.kill(pid, signal.SIGKILL)
+                while daemonkit.status("app.pid"): pass
+                return os.pidfd_open({stranger.pid})
+            _control.open_pidfd = recycled
             try:
                 daemonkit.send_signal("app.pid", signal.SIGTERM)
             except daemonkit.NotRunningError as error:
