@@ -319,14 +319,14 @@ def test_stop_without_kill_says_what_goes_on_running(tmp_path: Path) -> None:
 def test_stop_can_ask_by_another_signal(tmp_path: Path) -> None:
     pid = _daemon(tmp_path)
     assert daemonkit.stop(tmp_path / "app.pid", signal=signal.SIGINT) is True
-    assert ended(pid) == 1  # a KeyboardInterrupt left the body
+    assert ended(pid) == -signal.SIGINT  # as a KeyboardInterrupt that leaves a program
 
 
 def test_stop_kills_no_group_that_another_live_process_leads(tmp_path: Path) -> None:
     """In the foreground it is a member of the job of whoever started it."""
     body = """
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        with daemonkit.detached(pidfile="app.pid", working_directory=".", detach_process=False, signal_map={}):
+        with daemonkit.detached(pidfile="app.pid", working_directory=".", detach_process=False, signal_map={"SIGTERM": None}):
             report()
             wait()
     """
