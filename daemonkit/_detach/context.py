@@ -23,6 +23,7 @@ from daemonkit._constants import STDOUT
 from daemonkit._detach import handshake
 from daemonkit._detach.callers import refuse_callers, warn_of_losses
 from daemonkit._detach.crash import log_crash, reason_of, show_crash
+from daemonkit._detach.load_ahead import load_ahead
 from daemonkit._detach.notify import connect_manager, refusals_told, tell_manager
 from daemonkit._detach.options import (
     Action,
@@ -283,6 +284,8 @@ class DetachedContext(DaemonContext):
             warn_of_losses()
         require_pidfds()
         owner = owner_of(self.uid, self.gid, initgroups=self.initgroups)
+        if owner.login is not None or self.chroot_directory is not None:
+            load_ahead()
         chroot, directory = directories(self.chroot_directory, self.working_directory)
         umask = current_umask() | 0o022 if self.umask is None else self.umask
         handlers = {number: self._handler(action) for number, action in handlers_to_set(self.signal_map).items()}
