@@ -14,6 +14,7 @@ from daemonkit._pidfile.holder import find_holder, pidfile_path
 from daemonkit._system.check import check_boolean, check_seconds
 from daemonkit._system.handle import DetachedProcess
 from daemonkit._system.pidfd import open_pidfd
+from daemonkit._system.unpatched import close
 from daemonkit.errors import NotRunningError, StopTimeoutError
 
 TYPE_CHECKING = False
@@ -44,7 +45,7 @@ def attach(pidfile: Path | PidFile) -> DetachedProcess:
         # If the same process still holds it, it has lived all the while, and the number was its own.
         if find_holder(path) == holder:
             return DetachedProcess(holder.pid, pidfd, path, child=False, daemon=holder.daemon)
-        os.close(pidfd)
+        close(pidfd)
 
 
 def send_signal(pidfile: Path | PidFile, sig: int) -> None:

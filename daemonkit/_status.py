@@ -30,10 +30,15 @@ class Status:
     __slots__ = ("_ticks", "pid", "running")
     __match_args__ = ("running", "pid")
 
-    running: bool
-    """Whether a live process held it."""
-    pid: int | None
-    """The holder's, None if there was none."""
+    if TYPE_CHECKING:  # so that type checkers refuse to set them
+
+        @property
+        def running(self) -> bool:
+            """Whether a live process held it."""
+
+        @property
+        def pid(self) -> int | None:
+            """The holder's, None if there was none."""
 
     def __init__(self, running: bool, pid: int | None, _ticks: int | None = None) -> None:  # noqa: FBT001 - a field
         """Set the fields, once and for all."""

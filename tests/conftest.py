@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 CASES = 2  # of each table
 LONG_FILES = {
     *("test_install", "test_docs", "test_examples", "test_systemd", "test_crash", "test_lock_protocol", "test_servers"),
-    *("test_everywhere", "test_walkthrough", "test_bench", "test_programs", "test_libraries"),
+    *("test_everywhere", "test_walkthrough", "test_bench", "test_programs", "test_libraries", "test_greenlets"),
 }
 
 
@@ -51,10 +51,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_configure(config: pytest.Config) -> None:
     """Give this session a temporary directory of its own.
 
-    Pytest's common one is closed to other users whenever a session starts, and tests become other users.
+    Pytest's common one is closed to other users whenever a session starts, and tests become other users. Its name is
+    short, as that of a Unix socket in there has 108 bytes at most.
     """
     if "PYTEST_DEBUG_TEMPROOT" not in os.environ:
-        os.environ["PYTEST_DEBUG_TEMPROOT"] = root = tempfile.mkdtemp(prefix="daemonkit-tests-")
+        os.environ["PYTEST_DEBUG_TEMPROOT"] = root = tempfile.mkdtemp(prefix="dk-")
         os.chmod(root, 0o755)
         config.add_cleanup(lambda: shutil.rmtree(root, ignore_errors=True))
 

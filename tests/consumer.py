@@ -123,7 +123,7 @@ def serve(argv: list[str]) -> int:
     daemonkit.Service(work, pidfile="app.pid", stdot="app.log")  # type: ignore[call-arg]
     daemonkit.Service(work, pidfile="app.pid", umask="022")  # type: ignore[arg-type]
     daemonkit.Service("work", pidfile="app.pid")  # type: ignore[arg-type]
-    daemonkit.Service(work, "app.pid")  # type: ignore[call-arg, misc]
+    daemonkit.Service(work, "app.pid")  # type: ignore[call-arg]
     return service.main(argv)
 
 

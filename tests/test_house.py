@@ -44,6 +44,33 @@ def test_only_one_module_forks() -> None:
     assert forking == {PACKAGE / "_system" / "fork.py"}
 
 
+# What gevent or eventlet replaces, and daemonkit would hang on: `_system/unpatched.py` and `_system/sockets.py` have it.
+GREEN = {
+    "os": {"close", "waitpid", "wait", "forkpty", "posix_spawnp"},
+    "select": {"poll", "epoll", "select"},
+    "socket": {"socketpair", "create_server", "create_connection", "getaddrinfo"},
+    "subprocess": {"Popen", "run", "call", "check_call", "check_output"},
+    "threading": {"current_thread", "enumerate", "main_thread"},
+}
+PROVIDERS = {"_system/unpatched.py", "_system/sockets.py", "_system/wait.py", "_spawn/popen.py"}
+
+
+def _green_names(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text())
+    types = [getattr(node, "annotation", None) for node in ast.walk(tree)]
+    only_named = {id(node) for one in types if one for node in ast.walk(one)}
+    attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and id(node) not in only_named]
+    pairs = [(node.value.id, node.attr) for node in attributes if isinstance(node.value, ast.Name)]
+    return {f"{module}.{name}" for module, name in pairs if name in GREEN.get(module, ())}
+
+
+def test_nothing_is_used_that_monkey_patching_replaces() -> None:
+    # The command is never patched; a pidfile is a regular file, which gevent closes at once.
+    rooms = [path for path in SOURCES if path.parent.name not in {"cli", "_pidfile"}]
+    found = {str(path.relative_to(PACKAGE)): names for path in rooms if (names := _green_names(path))}
+    assert found.keys() <= PROVIDERS, found
+
+
 def test_an_init_holds_names_only() -> None:
     allowed = ast.Import | ast.ImportFrom | ast.Assign | ast.AnnAssign | ast.If | ast.Expr
     lazy = {"__getattr__", "__dir__"}  # PEP 562: a name loads its room when it is used

@@ -66,7 +66,8 @@ def test_the_sdist_has_all_that_its_tests_need_and_builds_the_same_wheel(
     built: tuple[Path, Path], tmp_path: Path
 ) -> None:
     with tarfile.open(built[1]) as sdist:
-        sdist.extractall(tmp_path, filter="data")
+        sdist.extraction_filter = getattr(tarfile, "data_filter", None)  # from 3.11.4 on
+        sdist.extractall(tmp_path)
     unpacked = tmp_path / f"daemonkit-{VERSION}"
     assert _tree(unpacked) == _tree(ROOT)
     assert all((unpacked / name).is_file() for name in FILES)

@@ -12,6 +12,7 @@ import warnings
 from daemonkit._system.handle import launched
 from daemonkit._system.process import start_of
 from daemonkit._system.run_mark import children_of
+from daemonkit._system.unpatched import in_main_thread, other_threads
 from daemonkit._system.wait import deadline_after, wait_readable
 
 TYPE_CHECKING = False
@@ -26,7 +27,7 @@ def refuse_callers(*, detach: bool, meant: bool) -> None:
 
     `detach` says that this process is about to fork away, `meant` that the program asked for it in so many words.
     """
-    if threading.current_thread() is not threading.main_thread():
+    if not in_main_thread():
         raise RuntimeError(
             "detached() must be called in the main thread: signal handlers and the exit status are its own"
         )
@@ -113,8 +114,7 @@ def _warn(message: str) -> None:
 
 def _other_threads() -> list[str]:
     """Return the names of all other threads: Python's, and those of C libraries, which only the kernel knows."""
-    own = threading.current_thread()
-    python = [thread for thread in threading.enumerate() if thread is not own]
+    python = other_threads()
     known = {threading.get_native_id(), *(thread.native_id for thread in python)}
     unnamed = _read("self/comm")  # as a thread is called that nobody has given a name
     for _ in range(_LOOKS):

@@ -54,6 +54,7 @@ from daemonkit._system.streams import (
     remove_if_empty,
     reopen_log,
 )
+from daemonkit._system.unpatched import close, renew_hubs
 from daemonkit._system.users import Owner, change_owner, owner_of
 from daemonkit.errors import StartError
 
@@ -303,7 +304,7 @@ class DetachedContext(DaemonContext):
             fd: inside_root(source.path, chroot) for fd, source in enumerate(sources) if fd and source and source.path
         }
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        always.callback(os.close, null)
+        always.callback(close, null)
         own = {null} | {source.fd for source in sources if source} | ({notify.fileno()} if notify else set())
         keep = preserved | own | lock_descriptors() | handed_streams(self) | listen_fds()
         # Before the fork: every page that is touched afterwards is copied.
@@ -347,7 +348,7 @@ class DetachedContext(DaemonContext):
                 value = sources[1].fd if sources[1] else 1
             source = open_source(name, value, umask, heir)
             sources.append(source)
-            always.callback(os.close, source.fd)
+            always.callback(close, source.fd)
             if source.created and source.path:
                 undo.callback(remove_if_empty, source.path, inode(source.fd))
         return tuple(sources)
@@ -363,6 +364,8 @@ class DetachedContext(DaemonContext):
             adopt_locks()
             set_free()  # of the instance that this program may have been started in
         self._close_descriptors(plan)
+        if self.detached:
+            renew_hubs(closed=self.close_fds == "all")
         if plan.chroot is not None:
             _base.change_root_directory(plan.chroot)
         if self.prevent_core:

@@ -24,6 +24,8 @@ from daemonkit._pidfile.hold import locks_inherited, take_back_locks
 from daemonkit._system.fork import fork, no_fork_warning
 from daemonkit._system.pidfd import wait_for_end
 from daemonkit._system.signals import ALL_SIGNALS, signal_name
+from daemonkit._system.sockets import socketpair
+from daemonkit._system.unpatched import close, get_handler
 from daemonkit._system.wait import deadline_after, wait_readable
 from daemonkit.errors import StartError, StartTimeoutError
 
@@ -82,7 +84,7 @@ def detach(timeout: float | None) -> Reporter:
         caller_end, to_caller = map(ends.enter_context, _socketpair())
         middle_end, to_middle = map(ends.enter_context, _socketpair())
         middle = _Middle(caller_end, ends)
-        on_child = signal.getsignal(signal.SIGCHLD)
+        on_child = get_handler(signal.SIGCHLD)
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         try:
             # Until each process has its handlers: a Ctrl-C must find the caller waiting, a hang-up nobody.
@@ -109,7 +111,7 @@ def detach(timeout: float | None) -> Reporter:
 
 def _socketpair() -> tuple[socket.socket, socket.socket]:
     try:
-        return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        return socketpair(socket.SOCK_SEQPACKET)
     except OSError as error:
         text = f"{error.strerror}: no descriptor for the daemon's report; close some, or raise the limit (ulimit -n)"
         raise OSError(error.errno, text) from error
@@ -135,7 +137,7 @@ class _Middle:
         if len(self._watched) == 1:
             with contextlib.suppress(OSError):  # another thread has reaped it already: its report may be there
                 self._watched.insert(0, os.pidfd_open(self.pid))
-                self._stack.callback(os.close, self._watched[0])
+                self._stack.callback(close, self._watched[0])
         try:
             if mask is None:
                 ready = wait_readable(self._watched, deadline)

@@ -11,6 +11,7 @@ import traceback
 
 from daemonkit._system.fork import fork
 from daemonkit._system.pidfd import exit_status
+from daemonkit._system.unpatched import set_handler
 from daemonkit._system.wait import deadline_after, wait_readable
 
 TYPE_CHECKING = False
@@ -56,7 +57,7 @@ def lead(caller: socket.socket, from_daemon: socket.socket, to_middle: socket.so
     try:
         os.setsid()
         if on_child in (signal.SIG_IGN, None):  # None: not set from Python, so it can't be set again from here
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            set_handler(signal.SIGCHLD, signal.SIG_DFL)
         daemon = fork()
     except BaseException as error:  # noqa: BLE001 - whatever it is, the caller is to learn it, and this process ends here
         send(caller, _accident(error))
@@ -65,7 +66,7 @@ def lead(caller: socket.socket, from_daemon: socket.socket, to_middle: socket.so
         caller.close()
         from_daemon.close()
         if on_child == signal.SIG_IGN:
-            signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+            set_handler(signal.SIGCHLD, signal.SIG_IGN)
         return
     to_middle.close()
     try:

@@ -8,6 +8,7 @@ import os
 import socket
 
 from daemonkit._detach.crash import reason_of
+from daemonkit._system.sockets import Socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def connect_manager() -> socket.socket | None:
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return None
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    connection = Socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:
         connection.connect("\0" + address[1:] if address[0] == "@" else address)
     except (OSError, ValueError) as error:

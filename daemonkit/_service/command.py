@@ -6,6 +6,7 @@ import os
 import sys
 
 from daemonkit._service.service import INTERRUPTED, Report, run, start
+from daemonkit._system.unpatched import close
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -195,4 +196,4 @@ def _tell(stream: TextIO, text: str) -> None:
         # What is left in the stream would be tried again at Python's end, and fail with a message of its own.
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())
-        os.close(null)
+        close(null)

@@ -5,7 +5,7 @@ Each call loads what it needs and no more: `python app.py status` is typed by pe
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found]  # the numbers alone: `signal` takes 4 ms to load
+import _signal  # the numbers alone: `signal` takes 4 ms to load
 import os
 
 from daemonkit._constants import STDOUT

@@ -24,7 +24,9 @@ from daemonkit._system.descriptors import inode, open_descriptors
 from daemonkit._system.fork import fork_child
 from daemonkit._system.pidfd import exit_status
 from daemonkit._system.signals import ALL_SIGNALS
+from daemonkit._system.sockets import socketpair
 from daemonkit._system.streams import flush_streams
+from daemonkit._system.unpatched import close
 from daemonkit._system.wait import deadline_after, wait_readable
 from daemonkit.errors import AlreadyRunningError, NotRunningError, StartError
 
@@ -57,7 +59,7 @@ def start_daemon(service: Service, report: Report) -> int:
 
 
 def _start(service: Service, report: Report) -> int:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours, theirs = socketpair(socket.SOCK_SEQPACKET)
     with ours, theirs:
         flush_streams()
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, ALL_SIGNALS)
@@ -99,7 +101,7 @@ class _Helper:
             with contextlib.suppress(ChildProcessError):  # somebody else has reaped it: what it said must do
                 self._status = exit_status(pidfd, reap=True)
         finally:
-            os.close(pidfd)
+            close(pidfd)
         while self._status == 0 and _PID not in self.said and self._take():
             pass  # a daemon that need not be ready counts as started a moment before it says its pid
 
@@ -124,7 +126,7 @@ class _Helper:
                 wait_readable([pidfd], None)
             with contextlib.suppress(ChildProcessError):
                 exit_status(pidfd, reap=True)
-            os.close(pidfd)
+            close(pidfd)
         while self._take(socket.MSG_DONTWAIT):
             pass
         self._end_daemon(path)

@@ -7,6 +7,7 @@ import os
 from daemonkit._constants import DEVNULL, INHERIT, PIPE, STDOUT
 from daemonkit._system.descriptors import inode
 from daemonkit._system.streams import STREAM_NAMES, check_stream, open_source, remove_if_empty
+from daemonkit._system.unpatched import close
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def open_streams(  # noqa: PLR0913, PLR0917 - what it takes, and the two stacks 
             if source.created and source.path:
                 undo.callback(remove_if_empty, source.path, inode(fd))
         fds.append(fd)
-        always.callback(os.close, fd)
+        always.callback(close, fd)
     return tuple(fds), pipes
 
 
@@ -74,7 +75,7 @@ def input_file(data: bytes | bytearray | memoryview) -> int:
                 done += os.write(fd, rest[done:])
         return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
     finally:
-        os.close(fd)
+        close(fd)
 
 
 def _pipe(name: str) -> tuple[int, IO[bytes]]:

@@ -25,6 +25,7 @@ from daemonkit._system.process import Identity, identity_of, ticks
 from daemonkit._system.program import command_of, directory_of, environment_of, find_program
 from daemonkit._system.run_mark import set_free
 from daemonkit._system.streams import STREAM_NAMES, fill_closed
+from daemonkit._system.unpatched import close
 from daemonkit._system.users import owner_of
 
 TYPE_CHECKING = False
@@ -102,7 +103,7 @@ def spawn_detached(  # noqa: PLR0913 - each is an option of its own, and keyword
         with contextlib.ExitStack() as fill, contextlib.ExitStack() as always, contextlib.ExitStack() as undo:
             fill_closed(fill)
             null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-            always.callback(os.close, null)
+            always.callback(close, null)
             hold = None
             if lock:
                 hold = Hold(lock.path)
@@ -166,7 +167,7 @@ def _handle(pid: int, args: object, pipes: Mapping[str, IO[bytes]]) -> DetachedP
     else:
         ended = not is_child(pidfd)
         if ended and not has_ended(pidfd):  # the same, and the number has been given out again
-            os.close(pidfd)
+            close(pidfd)
             pidfd = _readable()
     stdin, stdout, stderr = map(pipes.get, STREAM_NAMES)
     return DetachedProcess(pid, pidfd, args, stdin=stdin, stdout=stdout, stderr=stderr, ended=ended)

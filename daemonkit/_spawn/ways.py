@@ -21,7 +21,6 @@ import errno
 import marshal
 import os
 import signal
-import subprocess
 import sys
 from collections import namedtuple
 from functools import partial
@@ -29,9 +28,11 @@ from functools import partial
 from daemonkit._spawn.blame import blamed, check_executable
 from daemonkit._spawn.ends import input_file
 from daemonkit._spawn.libc import has_spawn_in, spawn_in
+from daemonkit._spawn.popen import popen
 from daemonkit._system.descriptors import inheritable_descriptors
 from daemonkit._system.signals import ALL_SIGNALS
 from daemonkit._system.streams import STREAM_NAMES
+from daemonkit._system.unpatched import close, genuine
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def _spawn(plan: Plan, started: list[int]) -> bool:
         if plan.cwd is not None:
             spawn_in(os.fsencode(plan.cwd), plan.path, plan.argv, env, actions, started)
             return True
-        start = partial(os.posix_spawn, file_actions=actions, setsid=True, setsigmask=(), setsigdef=_RESET)
+        start = partial(genuine(os.posix_spawn), file_actions=actions, setsid=True, setsigmask=(), setsigdef=_RESET)
         # One step for the interpreter: no signal handler can come in between, and lose the pid.
         started.extend(map(start, [plan.path], [plan.argv], [env]))
     except OSError as error:
@@ -128,7 +129,8 @@ def _run(
     keep: Iterable[int] = (),
     **options: Any,  # noqa: ANN401 - Popen's
 ) -> None:
-    process = subprocess.Popen.__new__(subprocess.Popen)
+    kind = popen()
+    process = kind.__new__(kind)
     try:
         process.__init__(  # type: ignore[misc]  # so that there is a name for it, whatever happens in there
             argv,
@@ -173,7 +175,7 @@ def _become(plan: Plan, started: list[int]) -> None:
     env = dict(os.environb) if plan.env is None else plan.env
     with contextlib.ExitStack() as stack:
         spec = input_file(marshal.dumps((plan.path, list(plan.argv), env, plan.umask, owner)))
-        stack.callback(os.close, spec)
+        stack.callback(close, spec)
         reader, writer = (stack.enter_context(open(fd, mode)) for fd, mode in zip(os.pipe(), ("rb", "wb"), strict=True))
         command = [sys.executable, "-I", "-S", "-c", _BECOME or "", str(spec), str(writer.fileno())]
         try:

@@ -22,8 +22,10 @@ from daemonkit._supervise.rules import Backoff
 from daemonkit._supervise.worker import Worker
 from daemonkit._system.descriptors import close_all, inheritable_descriptors
 from daemonkit._system.fork import fork_child
-from daemonkit._system.libc import load_libc
+from daemonkit._system.libc import c_handler_kept, load_libc
 from daemonkit._system.process import has_terminal
+from daemonkit._system.sockets import socketpair
+from daemonkit._system.unpatched import close, get_handler, poll, set_handler
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -118,19 +120,19 @@ class Guardian:
 
     def _start_worker(self, stack: contextlib.ExitStack) -> tuple[socket.socket, int]:
         """Return the socket to a new worker process, and its pidfd; the stack closes both."""
-        control, theirs = map(stack.enter_context, socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        control, theirs = map(stack.enter_context, socketpair(socket.SOCK_SEQPACKET))
         control.setblocking(False)
         me = os.pidfd_open(os.getpid())
-        stack.callback(os.close, me)
+        stack.callback(close, me)
         spare = os.dup(me)  # so that there is a descriptor for the worker's pidfd once the worker runs
         try:
             pid = fork_child(lambda: self._become_worker(control, theirs, me, spare))
         finally:
-            os.close(spare)
+            close(spare)
         self._workers += 1
         self.adopted.worker = pid
         worker = os.pidfd_open(pid)
-        stack.callback(os.close, worker)
+        stack.callback(close, worker)
         theirs.close()
         return control, worker
 
@@ -138,9 +140,9 @@ class Guardian:
         """Turn the forked child into the worker process; does not return."""
         settings = self._settings
         control.close()
-        os.close(spare)
+        close(spare)
         for fd in {fd for pump in self._pumps.values() for fd in (pump.reader, pump.log.fd)}:
-            os.close(fd)
+            close(fd)
         if self.bell:
             signal.set_wakeup_fd(-1)
             for end in self.bell:
@@ -171,17 +173,17 @@ class Guardian:
 
     def _loop(self, control: socket.socket, worker: int) -> bool:
         """Serve until the worker has ended; return whether it was done."""
-        poll = select.poll()
+        poller = poll()
         for fd in (control.fileno(), worker, *self._pumps):
-            poll.register(fd, select.POLLIN)
+            poller.register(fd, select.POLLIN)
         if self.bell:
-            poll.register(self.bell[0], select.POLLIN)
+            poller.register(self.bell[0], select.POLLIN)
         done = False
         self._obey()
         while True:
             retry = min((pump.retry_at for pump in self._pumps.values()), default=math.inf)
             timeout = None if retry == math.inf else max(retry - time.monotonic(), 0) * 1000 + 1
-            ready = {fd for fd, _ in poll.poll(timeout)}
+            ready = {fd for fd, _ in poller.poll(timeout)}
             if self.bell and self.bell[0].fileno() in ready:
                 with contextlib.suppress(BlockingIOError):
                     self.bell[0].recv(4096)
@@ -190,7 +192,7 @@ class Guardian:
             for fd, pump in self._pumps.items():
                 if fd in ready or retry < math.inf:
                     pump.pump()
-                    poll.modify(fd, 0 if pump.retry_at < math.inf else select.POLLIN)
+                    poller.modify(fd, 0 if pump.retry_at < math.inf else select.POLLIN)
             if control.fileno() in ready:
                 done = self._read_messages(control) or done
             if done:  # the worker waits for this before it ends: so what was set free does not come to this process
@@ -272,10 +274,10 @@ class Guardian:
 
     def _pause(self, seconds: float) -> None:
         """Wait, unless a signal says otherwise."""
-        poll = select.poll()
+        poller = poll()
         if self.bell:
-            poll.register(self.bell[0], select.POLLIN)
-        poll.poll(seconds * 1000)
+            poller.register(self.bell[0], select.POLLIN)
+        poller.poll(seconds * 1000)
         self._obey()
 
     def _summary(self) -> Summary:
@@ -303,7 +305,7 @@ def recorded_signals(guardian: Guardian) -> Iterator[None]:
     """Have signals recorded, and put everything back in the end."""
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     with contextlib.ExitStack() as stack:
-        bell = socket.socketpair()
+        bell = socketpair(socket.SOCK_STREAM)
         for end in bell:
             stack.enter_context(end)
             end.setblocking(False)
@@ -314,10 +316,11 @@ def recorded_signals(guardian: Guardian) -> Iterator[None]:
             stack.callback(signal.signal, number, signal.SIG_DFL if before is None else before)
         mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
         stack.callback(signal.pthread_sigmask, signal.SIG_SETMASK, mask)
-        chld = signal.getsignal(signal.SIGCHLD)
+        chld = get_handler(signal.SIGCHLD)
         if chld in {signal.SIG_IGN, signal.SIG_DFL}:  # ignored, the kernel would reap the worker, and what it left
-            signal.signal(signal.SIGCHLD, lambda *_: None)  # which rings the bell
-            stack.callback(signal.signal, signal.SIGCHLD, chld)
+            stack.enter_context(c_handler_kept(signal.SIGCHLD))  # that of gevent, which Python does not know of
+            stack.callback(set_handler, signal.SIGCHLD, chld)
+            set_handler(signal.SIGCHLD, lambda *_: None)  # which rings the bell
         guardian.adopted.begin()
         stack.callback(guardian.adopted.finish)
         yield

@@ -12,6 +12,7 @@ import stat
 from collections.abc import Iterable
 
 from daemonkit._system.check import absolute_path
+from daemonkit._system.sockets import Socket, getaddrinfo, is_socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ _LAST_PORT: Final = 65535
 
 def bind_sockets(listen: object, stack: contextlib.ExitStack) -> tuple[list[socket.socket], list[socket.socket]]:
     """Return the sockets, and those of them that were opened here; the stack closes those."""
-    wanted = [listen] if isinstance(listen, (str, socket.socket)) else listen
+    wanted = [listen] if isinstance(listen, str) or is_socket(listen) else listen
     if not isinstance(wanted, Iterable):
         raise TypeError(f'listen: "host:port", "unix:path" or a socket, not {listen!r}')
     given = [*wanted]
@@ -35,7 +36,7 @@ def bind_sockets(listen: object, stack: contextlib.ExitStack) -> tuple[list[sock
 
 
 def _bound(one: object, stack: contextlib.ExitStack) -> socket.socket:
-    if isinstance(one, socket.socket):
+    if is_socket(one):
         return _handed_in(one, stack)
     if not isinstance(one, str):
         raise TypeError(f'listen: "host:port", "unix:path" or a socket, not {one!r}')
@@ -54,7 +55,7 @@ def _handed_in(one: socket.socket, stack: contextlib.ExitStack) -> socket.socket
     if one.fileno() > _LAST_STREAM:
         return one
     # Where one of 0, 1, 2 was closed before: an instance's own streams come to be there.
-    return stack.enter_context(socket.socket(fileno=fcntl.fcntl(one, fcntl.F_DUPFD_CLOEXEC, _LAST_STREAM + 1)))
+    return stack.enter_context(Socket(fileno=fcntl.fcntl(one, fcntl.F_DUPFD_CLOEXEC, _LAST_STREAM + 1)))
 
 
 def _bound_port(one: str, stack: contextlib.ExitStack) -> socket.socket:
@@ -63,12 +64,12 @@ def _bound_port(one: str, stack: contextlib.ExitStack) -> socket.socket:
         raise ValueError(f'listen: "host:port", as "127.0.0.1:8000" or "[::1]:8000", not {one!r}')
     host, port = form["host"].strip("[]"), form["port"]
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
+        family, kind, protocol, _, address = getaddrinfo(
             host or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except socket.gaierror as error:
         raise OSError(errno.EADDRNOTAVAIL, f"listen: {one!r}: {error.strerror}") from error
-    sock = stack.enter_context(socket.socket(family, kind, protocol))
+    sock = stack.enter_context(Socket(family, kind, protocol))
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind(address)
@@ -80,7 +81,7 @@ def _bound_port(one: str, stack: contextlib.ExitStack) -> socket.socket:
 
 def _bound_unix(path: str, stack: contextlib.ExitStack) -> socket.socket:
     _remove_stale_socket(path)
-    sock = stack.enter_context(socket.socket(socket.AF_UNIX))
+    sock = stack.enter_context(Socket(socket.AF_UNIX))
     try:
         sock.bind(path)
     except OSError as error:
@@ -99,7 +100,7 @@ def _remove_stale_socket(path: str) -> None:
         return
     if not stat.S_ISSOCK(info.st_mode):
         raise FileExistsError(errno.EEXIST, "listen: there is something that is no socket", path)
-    with socket.socket(socket.AF_UNIX) as probe:
+    with Socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)  # one with a full backlog would keep us waiting
         try:
             probe.connect(path)

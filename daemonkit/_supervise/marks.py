@@ -19,6 +19,7 @@ from daemonkit._system.run_mark import (
     mark_of,
     supervisor_of,
 )
+from daemonkit._system.unpatched import close, poll
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def signal_member(pid: int, number: int, mark: int, family: set[int]) -> None:
             if found == mark or (found is None and parent_of(pid) in family):
                 signal.pidfd_send_signal(pidfd, number)
         finally:
-            os.close(pidfd)
+            close(pidfd)
 
 
 def end_all_of(first: int) -> None:
@@ -127,7 +128,7 @@ def _killed(belongs: Callable[[int, int], bool], without: set[int]) -> dict[int,
                 found[pid] = pidfd
             finally:
                 if pid not in found:
-                    os.close(pidfd)
+                    close(pidfd)
     return found
 
 
@@ -135,12 +136,12 @@ def _buried(pidfds: dict[int, int]) -> set[int]:
     """Wait for the ends of processes; return those that do not come to one."""
     late: set[int] = set()
     for pid, pidfd in pidfds.items():
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        if not poll.poll(_END * 1000):
+        poller = poll()
+        poller.register(pidfd, select.POLLIN)
+        if not poller.poll(_END * 1000):
             late.add(pid)
         _bury(pidfd)
-        os.close(pidfd)
+        close(pidfd)
     return late
 
 

@@ -9,6 +9,7 @@ import socket
 import struct
 
 from daemonkit._supervise import marks
+from daemonkit._system.sockets import Socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class NotifySockets:
 
     def open(self) -> socket.socket:
         """Return a new socket, bound to a name that the kernel chooses: unix(7)."""
-        notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        notify = Socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         notify.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         notify.bind("")
         return notify

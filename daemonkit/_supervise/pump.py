@@ -11,6 +11,7 @@ import stat
 import time
 
 from daemonkit._system.streams import open_log
+from daemonkit._system.unpatched import close, genuine
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class Log:
 
     def close(self) -> None:
         del _logs[self.path]
-        os.close(self.fd)
+        close(self.fd)
 
     def write(self, data: bytes, who: object) -> int:
         """Write some of it, or rotate; return how much was written."""
@@ -68,7 +69,7 @@ class Log:
                 return 0
             if cut == 0:  # a line that is longer than a file may be, or goes on
                 cut = data.find(b"\n") + 1 or len(data)
-        done = os.write(self.fd, memoryview(data)[:cut])
+        done = genuine(os.write)(self.fd, memoryview(data)[:cut])
         self._in_line = data[done - 1 : done] != b"\n"
         self.held_by = who if done < cut and self._in_line else None
         self._size += done
@@ -86,7 +87,7 @@ class Log:
                     os.unlink(self.path)
         before = self.fd
         self._open()
-        os.close(before)
+        close(before)
 
 
 class Pump:
@@ -116,7 +117,7 @@ class Pump:
         self._shared = False
         self.pump()
         for fd in (self.reader, self.writer):
-            os.close(fd)
+            close(fd)
 
     def pump(self) -> bool:
         """Write what there is to read, but not for ever; return whether there may be more."""
@@ -126,7 +127,7 @@ class Pump:
         try:
             self._write()  # what was left, as the file could not be written
             for _ in range(_AT_ONCE):
-                self._pending += os.read(self.reader, _READ)
+                self._pending += genuine(os.read)(self.reader, _READ)
                 self._write()
         except BlockingIOError:
             self.retry_at = math.inf

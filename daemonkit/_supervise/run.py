@@ -14,6 +14,7 @@ import traceback
 from daemonkit._system.fork import exit_status_of
 from daemonkit._system.prctl import die_with_parent
 from daemonkit._system.streams import STREAM_NAMES, open_source, rebind
+from daemonkit._system.unpatched import close, genuine, renew_hubs
 from daemonkit._system.users import change_owner
 
 TYPE_CHECKING = False
@@ -54,7 +55,7 @@ def become(settings: Settings, index: int, address: bytes | str, parent: int, ow
         os.execve(settings.path, settings.argv, environment)  # noqa: S606 - no shell is what is wanted
     except BaseException as error:  # noqa: BLE001 - the last thing this process does
         text = f"daemonkit: instance {index} was not started: {''.join(traceback.format_exception_only(error))}"
-        os.write(2, text.encode(errors="backslashreplace"))
+        genuine(os.write)(2, text.encode(errors="backslashreplace"))
         os._exit(127 if isinstance(error, FileNotFoundError) else 126)
 
 
@@ -70,7 +71,7 @@ def _open_streams(settings: Settings, index: int) -> None:
             continue
         os.dup2(fd, number)
         if stream.path is not None and (number, index) not in settings.pipes:
-            os.close(fd)
+            close(fd)
 
 
 def _environment(settings: Settings, index: int, address: bytes | str) -> dict[bytes, bytes]:
@@ -90,7 +91,7 @@ def _undo_own(own: Iterable[int]) -> None:
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for fd in own:
-        os.close(fd)
+        close(fd)
 
 
 def _pass_sockets(fds: tuple[int, ...], own: frozenset[int]) -> None:
@@ -98,9 +99,9 @@ def _pass_sockets(fds: tuple[int, ...], own: frozenset[int]) -> None:
     high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _LISTEN_START + len(fds)) for fd in fds]
     for number, fd in enumerate(high, _LISTEN_START):
         os.dup2(fd, number)
-        os.close(fd)
+        close(fd)
     for fd in own.difference(range(_LISTEN_START, _LISTEN_START + len(fds))):
-        os.close(fd)
+        close(fd)
 
 
 def _call(target: Callable[[], object], environment: dict[bytes, bytes]) -> NoReturn:
@@ -108,6 +109,7 @@ def _call(target: Callable[[], object], environment: dict[bytes, bytes]) -> NoRe
     os.environb.clear()
     os.environb.update(environment)
     rebind()
+    renew_hubs()
     status = 1
     try:
         target()

@@ -15,6 +15,7 @@ from daemonkit._system.check import absolute_path, check_number
 from daemonkit._system.program import command_of, directory_of, environment_of, find_program
 from daemonkit._system.signals import ALL_SIGNALS
 from daemonkit._system.streams import STREAM_NAMES, check_path, check_stream, fill_closed, open_log, open_source
+from daemonkit._system.unpatched import close
 from daemonkit._system.users import Owner, owner_of
 
 TYPE_CHECKING = False
@@ -157,7 +158,7 @@ def settle(  # noqa: PLR0913 - the options
 def _check_logs(templates: Mapping[int, str], count: int, umask: int | None, owner: Owner | None) -> None:
     """Open each log once: that it can't be written is said here, and not at the first start."""
     for path in {path_of_instance(template, index) for template in templates.values() for index in range(count)}:
-        os.close(open_log(path, umask, owner)[0])
+        close(open_log(path, umask, owner)[0])
 
 
 def _count(instances: object) -> int:
@@ -222,7 +223,7 @@ def _streams(
             check_path(name, value)
             if name == "stdin":
                 for index in range(count):
-                    os.close(open_source(name, path_of_instance(os.fsdecode(value), index), umask).fd)
+                    close(open_source(name, path_of_instance(os.fsdecode(value), index), umask).fd)
             found.append(Stream(path=absolute_path(os.fsdecode(value))))
             continue
         if value == INHERIT or (value is None and number):
@@ -233,6 +234,6 @@ def _streams(
             found.append(found[1] if found[1] != Stream() else Stream(fd=1))
             continue
         source = open_source(name, value, umask)
-        stack.callback(os.close, source.fd)
+        stack.callback(close, source.fd)
         found.append(Stream(fd=source.fd))
     return found[0], found[1], found[2]

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import threading
 
 from daemonkit._supervise import settings as _settings
 from daemonkit._supervise.guardian import Guardian, recorded_signals
 from daemonkit._supervise.rules import Backoff, Rules
 from daemonkit._system.pidfd import require_pidfds
+from daemonkit._system.unpatched import in_main_thread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def supervise(  # noqa: PLR0913 - each is an option of its own, and keyword-only
     >>> daemonkit.supervise(["true"], instances=2).exitcode
     0
     """
-    if threading.current_thread() is not threading.main_thread():
+    if not in_main_thread():
         raise RuntimeError("supervise() must be called in the main thread: signal handlers are its own")
     rules = Rules(
         restart=restart,

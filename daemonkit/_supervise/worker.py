@@ -29,6 +29,8 @@ from daemonkit._system.fork import fork_child
 from daemonkit._system.prctl import become_subreaper
 from daemonkit._system.run_mark import WORKER, put_mark
 from daemonkit._system.signals import ALL_SIGNALS
+from daemonkit._system.sockets import socketpair
+from daemonkit._system.unpatched import close, epoll, set_handler
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ class Worker:
     """A pidfd of the calling process."""
     instances: list[Instance]
     next_mark: int
-    epoll: select.epoll = field(default_factory=select.epoll)
+    epoll: select.epoll = field(default_factory=epoll)
     mains: dict[int, Run] = field(default_factory=dict)
     """Runs by the pid of their main process, until that is reaped."""
     ending: dict[int, Run] = field(default_factory=dict)
@@ -72,7 +74,7 @@ class Worker:
     """What the control socket is watched for."""
     memory_at: float = math.inf
     pid: int = field(default_factory=os.getpid)
-    bell: tuple[socket.socket, socket.socket] = field(default_factory=socket.socketpair)
+    bell: tuple[socket.socket, socket.socket] = field(default_factory=lambda: socketpair(socket.SOCK_STREAM))
     """Rung by signals: SIGCHLD."""
     known_states: dict[int, tuple[State, int, int | None]] = field(default_factory=dict)
     """By instance: the state, starts and exit status that the guardian knows of."""
@@ -115,11 +117,11 @@ class Worker:
 
     def _set_up_signals(self) -> None:
         for number in ALL_SIGNALS - {signal.SIGKILL, signal.SIGSTOP}:
-            signal.signal(number, signal.SIG_DFL)  # instances inherit this
+            set_handler(number, signal.SIG_DFL)  # instances inherit this
         for end in self.bell:
             end.setblocking(False)
         signal.set_wakeup_fd(self.bell[1].fileno(), warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
+        set_handler(signal.SIGCHLD, lambda *_: None)
         # The calling process obeys, and says what to do: also where a whole group or everything is signalled. Blocked
         # and not handled, so that a stop that finds an instance between fork and exec is not lost; these and no more,
         # as each instance is told its old mask by names, which takes it as long as all the rest.
@@ -172,7 +174,7 @@ class Worker:
             message, fds = b"", []
         for number, fd in enumerate(fds, 1):
             os.dup2(fd, number)
-            os.close(fd)
+            close(fd)
         now = time.monotonic()
         if message == b"stop":
             self.queue.clear()

@@ -9,6 +9,8 @@ import stat
 import sys
 from itertools import starmap
 
+from daemonkit._system.unpatched import close
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -149,7 +151,7 @@ def close_all(descriptors: Iterable[int]) -> None:
     """Close them; one that a signal handler closed meanwhile is none of our business."""
     for fd in descriptors:
         with contextlib.suppress(OSError):
-            os.close(fd)
+            close(fd)
 
 
 def _end_of(fd: int) -> tuple[int, int, int] | None:

@@ -8,6 +8,8 @@ import sys
 import traceback
 import warnings
 
+from daemonkit._system.unpatched import genuine
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
 def fork() -> int:
     try:
-        return os.fork()  # noqa: TID251 - the one place
+        return genuine(os.fork)()  # noqa: TID251 - the one place
     except OSError as error:
         text = f"{error.strerror}: no process for the daemon; end some, or raise the limit (ulimit -u)"
         raise OSError(error.errno, text) from error

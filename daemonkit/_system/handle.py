@@ -7,12 +7,12 @@ import errno
 import os
 import signal
 import sys
-import threading
 
 from daemonkit._system.check import check_seconds
 from daemonkit._system.pidfd import drop, exit_status, has_ended, is_child, reap, status_after_reaping
 from daemonkit._system.process import start_of
-from daemonkit._system.wait import deadline_after, wait_readable
+from daemonkit._system.unpatched import RLock, close
+from daemonkit._system.wait import deadline_after, wait_among_greenlets
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class DetachedProcess:
         self._ended = ended
         self._daemon = daemon
         self._pidfd = pidfd
-        self._lock = threading.RLock()  # a signal handler may ask while this thread does
+        self._lock = RLock()  # a signal handler may ask while this thread does
 
     def __repr__(self) -> str:
         """Show the program and what is known of it."""
@@ -79,7 +79,7 @@ class DetachedProcess:
         if self._pidfd < 0 or sys is None or sys.is_finalizing():  # the process ends, and so do its descriptors
             return
         if self._ended or self._parent != os.getpid():
-            os.close(self._pidfd)
+            close(self._pidfd)
         else:
             drop(self._pidfd)
 
@@ -135,7 +135,7 @@ class DetachedProcess:
         """Do the same; return whether it has ended."""
         deadline = deadline_after(timeout)
         while self.running:
-            if not wait_readable([self._pidfd], deadline):
+            if not wait_among_greenlets([self._pidfd], deadline):
                 return False
         return True
 

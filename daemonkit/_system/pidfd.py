@@ -10,7 +10,8 @@ import select
 import struct
 from functools import cache
 
-from daemonkit._system.wait import deadline_after, wait_readable
+from daemonkit._system.unpatched import close, poll
+from daemonkit._system.wait import deadline_after, wait_among_greenlets, wait_readable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,8 +48,8 @@ def wait_for_end(pid: int | None, seconds: float) -> None:
         watched = []
         with contextlib.suppress(OSError):  # it has ended, or is not to be watched: the time limit remains
             watched.append(os.pidfd_open(pid or 0))
-            stack.callback(os.close, watched[0])
-        wait_readable(watched, deadline_after(seconds))
+            stack.callback(close, watched[0])
+        wait_among_greenlets(watched, deadline_after(seconds))
 
 
 def has_ended(pidfd: int) -> bool:
@@ -92,7 +93,7 @@ class _Dropped:
 
     def __init__(self) -> None:
         self._pidfds: set[int] = set()
-        self._poll = select.poll()
+        self._poll = poll()
         self._parent = os.getpid()
 
     def add(self, pidfd: int) -> None:
@@ -116,7 +117,7 @@ class _Dropped:
             self._poll.unregister(pidfd)
             with contextlib.suppress(ChildProcessError):  # somebody else reaped it
                 exit_status(pidfd, reap=True)
-            os.close(pidfd)
+            close(pidfd)
 
 
 _dropped = _Dropped()

@@ -9,6 +9,8 @@ import os
 import time
 from collections import namedtuple
 
+from daemonkit._system.unpatched import close
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
@@ -64,7 +66,7 @@ def _read_stat(pid: int | str) -> tuple[bool, int]:
         # The name (field 2) may hold blanks and parentheses: count from the last ")".
         fields = os.read(fd, 4096).rpartition(b")")[2].split()
     finally:
-        os.close(fd)
+        close(fd)
     # The state is that of the first thread: after its pthread_exit(3) the process lives on in the others.
     ended = fields[0] in {b"Z", b"X"} and int(fields[17]) <= 1
     return ended, int(fields[19])
@@ -172,5 +174,5 @@ def has_terminal() -> bool:
         if error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM}:
             raise
         return False
-    os.close(fd)
+    close(fd)
     return True

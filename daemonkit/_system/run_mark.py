@@ -12,6 +12,8 @@ import contextlib
 import os
 import resource
 
+from daemonkit._system.unpatched import close
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
@@ -43,7 +45,7 @@ def mark_of(pid: int) -> int | None:
     except OSError:
         return None
     finally:
-        os.close(fd)
+        close(fd)
     soft = text.partition(b"Max realtime timeout")[2].split(None, 1)[:1]
     return _mark_in(int(soft[0])) if soft and soft[0].isdigit() else None
 

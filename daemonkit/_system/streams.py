@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from daemonkit._constants import DEVNULL, STDOUT
 from daemonkit._system.check import absolute_path
 from daemonkit._system.descriptors import descriptor_of, inode, is_open
+from daemonkit._system.unpatched import close
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def check_enterable(directory: str) -> None:
     """Refuse a directory that can't be entered: OSError with its path."""
     try:
         # The dot makes the kernel check the right to enter, without entering: open(2), path_resolution(7).
-        os.close(os.open(os.path.join(directory, "."), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        close(os.open(os.path.join(directory, "."), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
     except OSError as error:
         if error.errno == errno.ENOENT:
             absolute_path(directory)  # which tells whether it is only the working directory that is gone
@@ -125,7 +126,7 @@ def open_log(path: str, umask: int | None, owner: Owner | None = None) -> tuple[
                 os.fchown(fd, owner.uid, owner.gid)
         except OSError as error:
             remove_if_empty(path, inode(fd))
-            os.close(fd)
+            close(fd)
             raise OSError(error.errno, f"{error.strerror}: the new log can't be given to its user", path) from error
         return fd, True
 
@@ -137,7 +138,7 @@ def _open_blocking(path: str, flags: int) -> int:
     """Open without waiting for the other end of a FIFO, nor taking a terminal; reads and writes block as usual."""
     fd = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     if stat.S_ISDIR(os.fstat(fd).st_mode):
-        os.close(fd)
+        close(fd)
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
     os.set_blocking(fd, True)
     return fd
@@ -149,7 +150,7 @@ def _lifted(fd: int, name: str) -> int:
     try:
         return _above_2(fd, name)
     finally:
-        os.close(fd)
+        close(fd)
 
 
 def _above_2(fd: int, name: str) -> int:
@@ -166,7 +167,7 @@ def reopen_log(fd: int, path: str, umask: int) -> None:
     try:
         os.dup2(new, fd)
     finally:
-        os.close(new)
+        close(new)
 
 
 def remove_if_empty(path: str, inode: tuple[int, int]) -> None:
@@ -182,8 +183,8 @@ def fill_closed(undo: contextlib.ExitStack) -> None:
     if all(map(is_open, range(3))):
         return
     while (fd := os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) < 3:
-        undo.callback(os.close, fd)
-    os.close(fd)
+        undo.callback(close, fd)
+    close(fd)
 
 
 def flush_streams() -> None:

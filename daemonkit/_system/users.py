@@ -10,6 +10,7 @@ import pwd
 from collections import namedtuple
 
 from daemonkit._system.check import check_number
+from daemonkit._system.unpatched import close
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def _entry(
 
 def raise_if_no_descriptor_left() -> None:
     """Raise OSError if no file can be opened: the user database then seems to have no entry for anybody."""
-    os.close(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    close(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
 
 
 def _check_rights(owner: Owner, names: tuple[str, str, str], uid: object, gid: object) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import select
 import time
 
+from daemonkit._system.unpatched import is_green, poll
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,11 +25,22 @@ def wait_readable(fds: Iterable[int], deadline: float | None, longest: float = L
 
     `longest` bounds one poll(2), in seconds: Python runs the handlers of signals at least that often.
     """
-    poll = select.poll()
+    poller = poll()
     for fd in fds:
-        poll.register(fd, select.POLLIN)
+        poller.register(fd, select.POLLIN)
     while True:
         left = longest if deadline is None else max(deadline - time.monotonic(), 0)
-        ready = poll.poll(min(left, longest) * 1000)
+        ready = poller.poll(min(left, longest) * 1000)
         if ready or left == 0:
             return {fd for fd, _ in ready}
+
+
+def wait_among_greenlets(fds: Iterable[int], deadline: float | None) -> set[int]:
+    """Do the same in a program's own time: where gevent or eventlet has patched `select`, other greenlets go on.
+
+    Whoever is waited for may be served by one of them, or wait for one to release a pidfile.
+    """
+    if not is_green(select.select):
+        return wait_readable(fds, deadline)
+    left = None if deadline is None else max(deadline - time.monotonic(), 0)
+    return set(select.select(list(fds), [], [], left)[0])
