@@ -39,7 +39,7 @@ def open_pidfd(pid: int) -> int:
 @cache
 def require_pidfds() -> None:
     """Refuse to begin what needs pidfds where there are none: OSError."""
-    os.close(open_pidfd(os.getpid()))
+    close(open_pidfd(os.getpid()))
 
 
 def wait_for_end(pid: int | None, seconds: float) -> None:
