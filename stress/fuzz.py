@@ -172,6 +172,12 @@ JSON: st.SearchStrategy[Any] = st.recursive(
                     "reloads_failed",
                     "command",
                     "log",
+                    "logs",
+                    "stdout",
+                    "ended",
+                    "state",
+                    "cwd",
+                    "exited_at",
                 ]
             ),
             inner,
@@ -185,7 +191,7 @@ JSON: st.SearchStrategy[Any] = st.recursive(
 def _apps(account: Account, folder: Path) -> None:
     import json
 
-    from daemonkit.cli import _app
+    from daemonkit.cli import _app, _report
 
     os.environ["DAEMONKIT_HOME"] = str(folder / "home")
     _app.make_home()
@@ -198,10 +204,10 @@ def _apps(account: Account, folder: Path) -> None:
         (folder / "home" / "web.json").write_text(json.dumps(settings_))
         fault = None
         try:
-            report = app.report()
-            if report["pid"] is not None or report["up"] or report["state"] not in {"stopped", "failed"}:
+            report = _report.full_report(app)
+            if report["pid"] is not None or report["up"] or report["state"] not in {"stopped", "done", "failed"}:
                 fault = f"{report} of {state!r}"
-            app.running_state(), app.logs(), app.log()
+            app.running_state(), app.logs()
             with suppress(ValueError):
                 app.settings()
         except Exception as error:

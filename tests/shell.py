@@ -14,7 +14,21 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 COMMAND = [sys.executable, "-m", "daemonkit"]
-FIELDS = ["name", "state", "up", "wanted", "pid", "restarts", "uptime", "cpu", "memory"]
+FIELDS = [
+    "name",
+    "state",
+    "up",
+    "wanted",
+    "pid",
+    "restarts",
+    "uptime",
+    "cpu",
+    "memory",
+    "command",
+    "cwd",
+    "logs",
+    "instances",
+]
 QUICK = ["--min-uptime", "0.05"]
 """An app counts as up soon."""
 

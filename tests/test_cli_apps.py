@@ -81,9 +81,9 @@ def test_a_start_that_fails_leaves_the_app_as_it_was_known(shell: Shell) -> None
     assert (shell.home / "web.json").read_text() == before
 
 
-def test_a_short_job_that_ends_well_counts_as_done(shell: Shell) -> None:
+def test_a_short_job_that_ends_well_is_done(shell: Shell) -> None:
     shell("start", "job", "--", "true")
-    assert shell.report("job")["state"] == "stopped"
+    assert shell.report("job")["state"] == "done"
 
 
 def test_each_option_reaches_the_program(shell: Shell) -> None:

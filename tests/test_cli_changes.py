@@ -25,16 +25,6 @@ def test_an_instance_that_is_killed_is_restarted_and_counted(shell: Shell) -> No
     eventually(lambda: shell.report("web")["restarts"] == 1 and shell.report("web")["up"] == 2)
 
 
-def test_restart_takes_todays_environment_and_the_variables_that_were_asked_for(shell: Shell) -> None:
-    command = ("sh", "-c", 'echo "$TODAY $ASKED" >>seen; exec sleep 1000')
-    shell.start("web", "--env", "ASKED=yes", command=command, env={**shell.environment, "TODAY": "monday"})
-    shell("restart", "web", env={**shell.environment, "TODAY": "tuesday"})
-    assert (shell.folder / "seen").read_text() == "monday yes\ntuesday yes\n"
-    shell("stop", "web")
-    shell("restart", "web")
-    assert shell.report("web")["state"] == "running"
-
-
 def test_reload_returns_once_each_instance_is_a_new_one(shell: Shell) -> None:
     shell.start("web", "-i", 3)
     before = set(shell.instances("web"))

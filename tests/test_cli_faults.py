@@ -35,14 +35,14 @@ $D stop web; echo stop $?
 """
 
 
-def test_a_supervisor_that_was_killed_is_stopped_whatever_the_state_says(shell: Shell) -> None:
+def test_an_app_whose_supervisor_was_killed_has_failed_whatever_the_state_says(shell: Shell) -> None:
     shell.start("web", "-i", 2)
     pid, instances = shell.report("web")["pid"], shell.instances("web")
     os.kill(pid, signal.SIGKILL)
     eventually(lambda: not any(map(alive, [pid, *instances])))
     assert shell.state("web")["instances"][0]["up"]
     report = shell.report("web")
-    assert (report["state"], report["up"], report["pid"]) == ("stopped", 0, None)
+    assert (report["state"], report["up"], report["pid"]) == ("failed", 0, None)
     shell("start", "web")
     assert shell.report("web")["up"] == 2
 

@@ -71,7 +71,6 @@ def test_an_interrupt_that_only_the_command_gets_ends_the_start(shell: Shell) ->
 
 
 def test_a_terminal_gets_colour_unless_no_color_says_otherwise(shell: Shell) -> None:
-    pytest.importorskip("rich")
     shell.start("web")
     seen = {}
     for no_color in ("", "1"):
@@ -87,13 +86,16 @@ def test_a_terminal_gets_colour_unless_no_color_says_otherwise(shell: Shell) -> 
     assert "\x1b" not in shell("ls").stdout
 
 
-def test_top_shows_the_table_until_ctrl_c(shell: Shell) -> None:
-    pytest.importorskip("rich")
+@pytest.mark.parametrize("key", ["q", "\x03"])
+def test_top_shows_the_table_and_the_instances_until_a_key_ends_it(shell: Shell, key: str) -> None:
     shell.start("web", "-i", 2)
     terminal = Terminal(["env", "TERM=xterm", f"DAEMONKIT_HOME={shell.home}", *COMMAND, "top"], shell.folder)
     try:
         assert "web" in terminal.read("2/2")
-        terminal.type("\x03")
+        terminal.type("i")
+        assert str(shell.instances("web")[0]) in terminal.read("LAST EXIT") + terminal.read("running")
+        terminal.type(key)
+        assert "\x1b[?1049l" in terminal.read()
         assert os.waitstatus_to_exitcode(os.waitpid(terminal.pid, 0)[1]) == 0
     finally:
         terminal.hang_up()
@@ -101,7 +103,6 @@ def test_top_shows_the_table_until_ctrl_c(shell: Shell) -> None:
 
 
 def test_top_that_is_terminated_leaves_the_terminal_as_it_was(shell: Shell) -> None:
-    pytest.importorskip("rich")
     shell.start("web")
     terminal = Terminal(["env", "TERM=xterm", f"DAEMONKIT_HOME={shell.home}", *COMMAND, "top"], shell.folder)
     try:

@@ -72,9 +72,10 @@ def test_a_unit_that_systemd_accepts(shell: Shell) -> None:
 
 
 def test_a_unit_finds_the_same_program_as_the_same_user(shell: Shell) -> None:
-    shell.start("web", "--start-timeout", 1000, "--stop-timeout", 2_000_000)
-    unit = shell("unit", "web", env={**shell.environment, "PATH": "/opt/venv/bin:/usr/bin"}).stdout.splitlines()
-    assert "Environment=PATH=/opt/venv/bin:/usr/bin" in unit
+    path = f"/opt/venv/bin:{os.environ['PATH']}"
+    shell.start("web", "--start-timeout", 1000, "--stop-timeout", 2_000_000, env={**shell.environment, "PATH": path})
+    unit = shell("unit", "web").stdout.splitlines()
+    assert f"Environment=PATH={path}" in unit
     assert "TimeoutStartSec=1005" in unit and "TimeoutStopSec=2000005" in unit
     assert not any(line.startswith("User=") for line in unit) or os.geteuid()
 

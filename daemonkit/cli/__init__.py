@@ -68,5 +68,5 @@ def _run(arguments: Sequence[str]) -> int:
     except Exception as error:
         if debug:
             raise
-        _say.say(_say.in_one_line(error))
+        _say.fail(error)
         return 1

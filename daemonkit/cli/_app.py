@@ -1,8 +1,8 @@
 """An app of the `daemonkit` command: a supervised program with a name.
 
-It consists of four files in a private directory: NAME.json (its settings), NAME.pid (its supervisor's pidfile),
-NAME.log and NAME.state. The supervisor replaces the state at each event. The pidfile's lock alone decides whether the
-app runs; the state is believed only if it names the process that holds the lock.
+It consists of a few files in a private directory: NAME.json (its settings), NAME.pid (its supervisor's pidfile),
+NAME.log, NAME.state, and NAME.stopped while it is to stay stopped. The supervisor replaces the state at each event.
+The pidfile's lock alone decides whether the app runs; the state is believed only if it names the holder of the lock.
 """
 
 from __future__ import annotations
@@ -15,23 +15,24 @@ import re
 import stat
 
 from daemonkit._pidfile.holder import find_holder
-from daemonkit._system.pidfd import wait_for_end
-from daemonkit._system.process import ticks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from typing import Any, Final, TypeGuard
 
     from daemonkit._pidfile.holder import Holder
 
     Settings = dict[str, Any]
-    """The content of NAME.json: `command`, a list, and the options by their names, as JSON values."""
+    """The content of NAME.json, as JSON values: `command`, a list; `environment`, in which it was started; and the
+    options by their names.
+    """
+    State = dict[str, Any]
+    """The content of NAME.state (`_keep.Journal`)."""
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-
-_LOOK: Final = 0.1  # seconds between two looks at a file: the standard library can't wait for a change (inotify)
-_LOOKS: Final = 20
+_PATTERN: Final = re.compile(r"[][A-Za-z0-9._*?!-]*[][*?][][A-Za-z0-9._*?!-]*")
+_PARTS: Final = ("json", "state", "stopped", "next")
 
 
 class App:
@@ -60,14 +61,7 @@ class App:
         """Return its supervisor; None if it does not run."""
         return find_holder(self.pidfile)
 
-    def settled_pid(self) -> int | None:
-        """Wait for a start that is under way; return the supervisor's pid, None if the start failed."""
-        for _ in range(_LOOKS):
-            holder = self.holder()
-            if holder is None or self._state_of(holder):
-                break
-            wait_for_end(holder.pid, _LOOK)
-        return holder.pid if holder else None
+    # --- what was asked for -----------------------------------------------------------------------------------------
 
     def settings(self) -> Settings:
         """Return its settings; LookupError if there are none, ValueError if the file is damaged."""
@@ -76,93 +70,57 @@ class App:
         except FileNotFoundError:
             if self.holder():
                 raise LookupError(f"{self.name} is still starting; its settings are kept once it is up") from None
-            raise LookupError(
-                f"there is no app {self.name}; start it with: daemonkit start {self.name} -- CMD"
-            ) from None
+            raise LookupError(f"there is no app {self.name}; `daemonkit ls` lists all") from None
         if not isinstance(found, dict) or not _is_command(found.get("command")):
             raise ValueError(f"{self._path}.json is damaged; start it anew: daemonkit start {self.name} -- CMD")
         return found
 
+    def readable_settings(self) -> Settings:
+        """Return its settings; {} if there are none, or they are damaged."""
+        with contextlib.suppress(LookupError, ValueError, OSError):
+            return self.settings()
+        return {}
+
     def save(self, settings: Mapping[str, Any]) -> None:
-        """Keep its settings."""
+        """Keep its settings; for its supervisor."""
         _replace(f"{self._path}.json", json.dumps(settings, indent=1))
 
-    def log(self) -> str:
-        """Return the path of its log."""
-        with contextlib.suppress(LookupError, ValueError, OSError):
-            return str(self.settings().get("log") or self.default_log)
-        return self.default_log
+    @property
+    def is_to_stay_stopped(self) -> bool:
+        """Whether it was stopped by request."""
+        return os.path.lexists(f"{self._path}.stopped")
 
-    def logs(self) -> list[str]:
-        """Return its log and the rotated ones. A device is left out: it does not belong to the app."""
-        folder, name = os.path.split(self.log())
-        own = re.compile(re.escape(name) + r"(\.[0-9]+)?")
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            return [
-                entry.path
-                for entry in os.scandir(folder)
-                if own.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)
-            ]
-        return []
+    def stay_stopped(self, wish: bool) -> None:  # noqa: FBT001 - it is what is set
+        """Keep that it is to stay stopped, also after a reboot; or that it is not."""
+        with contextlib.suppress(OSError):  # a full disk does not keep an app from being stopped
+            if wish:
+                os.close(os.open(f"{self._path}.stopped", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            elif self.is_to_stay_stopped:
+                os.unlink(f"{self._path}.stopped")
 
-    def forget_state(self) -> None:
-        """Remove the state, after a start that failed, or where it can't be replaced."""
-        with contextlib.suppress(OSError):
-            os.unlink(f"{self._path}.state")
+    # --- how it is --------------------------------------------------------------------------------------------------
 
-    def forget(self) -> None:
-        """Remove its files, its logs included; AlreadyRunningError if it has been started meanwhile."""
-        from daemonkit._pidfile.hold import remove_stale  # here, as only `delete` needs it
-
-        remove_stale(self.pidfile)
-        for path in (*self.logs(), f"{self._path}.state", f"{self._path}.json"):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-
-    def report(self) -> dict[str, Any]:
-        """Return the fields of ``--json``, without `cpu` and `memory`."""
-        holder = self.holder()
-        state = self._state_of(holder) if holder else self._state()
-        runs = state.get("instances", ())
-        ended = "failed" if state.get("exitcode") else "stopped"
-        begins = bool(holder and holder.locked_by_daemonkit and not state and self._state_is_pending())
-        up = sum(bool(one["up"]) for one in runs)
-        uptime = (ticks() - holder.started) / os.sysconf("SC_CLK_TCK") if holder and holder.started else None
-        return {
-            "name": self.name,
-            "state": ("running" if state.get("ready", not begins) else "starting") if holder else ended,
-            "up": (up if runs else None) if holder and not begins else 0,
-            "wanted": len(runs) if runs else self._wanted(),
-            "pid": holder.pid if holder else None,
-            "restarts": sum(max(one["starts"] - 1, 0) for one in runs),
-            "uptime": None if uptime is None else round(max(uptime, 0.0), 2),
-        }
-
-    def _state_is_pending(self) -> bool:
-        """Tell whether the supervisor has not written its first state yet: there is an earlier one's, or a new app."""
-        return bool(self._state()) or not os.path.lexists(f"{self._path}.json")
-
-    def running_state(self) -> dict[str, Any] | None:
-        """Return the state that its supervisor wrote (`_keep.Journal`); None without one."""
-        holder = self.holder()
-        return (self._state_of(holder) or None) if holder else None
-
-    def _wanted(self) -> int | None:
-        with contextlib.suppress(LookupError, ValueError, TypeError, OSError):
-            return count_of(self.settings())
-        return None
-
-    def _state(self) -> dict[str, Any]:
+    def last_state(self) -> State:
+        """Return the state that its last supervisor wrote; {} without one."""
         with contextlib.suppress(OSError):
             state = _read_json(f"{self._path}.state")
             if _is_state(state):
                 return state
         return {}
 
-    def _state_of(self, holder: Holder) -> dict[str, Any]:
+    def state_of(self, holder: Holder) -> State:
         """Return the state that this supervisor wrote; {} if the state is damaged, or an earlier supervisor's."""
-        state = self._state()
+        state = self.last_state()
         return state if state.get("supervisor") == [holder.pid, holder.started] else {}
+
+    def running_state(self) -> State | None:
+        """Return the state that its supervisor wrote; None without one."""
+        holder = self.holder()
+        return (self.state_of(holder) or None) if holder else None
+
+    def state_is_pending(self) -> bool:
+        """Tell whether the supervisor has not written its first state yet: there is an earlier one's, or a new app."""
+        return bool(self.last_state()) or not os.path.lexists(f"{self._path}.json")
 
     def write_state(self, state: Mapping[str, Any]) -> None:
         """Replace the state, as its supervisor. After an OSError there is no state, rather than an old one."""
@@ -170,8 +128,44 @@ class App:
         try:
             _replace(path, text)
         except OSError:
-            self.forget_state()
+            with contextlib.suppress(OSError):
+                os.unlink(path)
             _replace(path, text)  # now there may be room on a full disk
+
+    # --- its logs ---------------------------------------------------------------------------------------------------
+
+    def logs(self) -> list[str]:
+        """Return the paths of its logs: those of the last start, also if that failed."""
+        return self.last_state().get("logs") or log_paths(self.readable_settings(), self.default_log)
+
+    # --- the end ----------------------------------------------------------------------------------------------------
+
+    def forget(self) -> None:
+        """Remove the files that daemonkit made for it; AlreadyRunningError if it has been started meanwhile.
+
+        A log that the user named is not daemonkit's, and another app may write to it too.
+        """
+        from daemonkit._pidfile.hold import remove_stale  # Importing lockfile takes 10 ms.
+
+        remove_stale(self.pidfile)
+        for path in (*rotated(self.default_log), *(f"{self._path}.{part}" for part in _PARTS)):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+
+    @property
+    def has_left_a_log(self) -> bool:
+        """Whether there is a log of it: a start that failed leaves one, and nothing else."""
+        return bool(rotated(self.default_log) or self.last_state())
+
+
+def rotated(log: str) -> list[str]:
+    """Return the log and what it was rotated to, as far as they are files."""
+    folder, name = os.path.split(log)
+    own = re.compile(re.escape(name) + r"(\.[0-9]+)?")
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        files = [entry for entry in os.scandir(folder) if own.fullmatch(entry.name)]
+        return [entry.path for entry in files if entry.is_file(follow_symlinks=False)]
+    return []
 
 
 def count_of(settings: Settings) -> int:
@@ -180,15 +174,48 @@ def count_of(settings: Settings) -> int:
     return len(os.sched_getaffinity(0)) if count == "auto" else int(count)
 
 
+def streams_of(settings: Settings, default_log: str | None) -> tuple[str | None, str | None, str | None]:
+    """Return the supervisor's own log, and the paths of the program's stdout and stderr, which may have {instance}.
+
+    None is the supervisor's own stream.
+    """
+    log = settings.get("log") or default_log
+    out = settings.get("stdout") or log
+    error = settings.get("stderr") or (log if settings.get("stdout") else out)
+    if isinstance(log, str) and "{instance}" in log:  # the supervisor is none of them
+        log = default_log
+    return log, out, error
+
+
+def log_paths(settings: Settings, default_log: str | None) -> list[str]:
+    """Return the paths of all of its logs."""
+    templates = [path for path in streams_of(settings, default_log) if isinstance(path, str)]
+    with contextlib.suppress(ValueError, TypeError):  # damaged settings
+        count = count_of(settings)
+        return [*dict.fromkeys(path.replace("{instance}", str(i)) for path in templates for i in range(count))]
+    return templates
+
+
 def _is_command(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(part, str) for part in value)
 
 
-def _is_state(value: object) -> TypeGuard[dict[str, Any]]:
+def _is_state(value: object) -> TypeGuard[State]:
     """Tell whether the state is complete, or the file damaged."""
     if not isinstance(value, dict) or not isinstance(value.get("instances"), list):
         return False
-    return type(value.get("reloads_failed")) is int and all(
+    logs = value.get("logs", [])
+    return (
+        type(value.get("reloads_failed")) is int
+        and value.get("ended") in (None, "stopped", "done", "failed")  # a tuple: a list in the file has no hash
+        and isinstance(logs, list)
+        and all(isinstance(path, str) for path in logs)
+        and all(map(_is_instance, value["instances"]))
+    )
+
+
+def _is_instance(one: object) -> bool:
+    return (
         isinstance(one, dict)
         and type(one.get("starts")) is int
         and isinstance(one.get("up"), list)
@@ -196,17 +223,13 @@ def _is_state(value: object) -> TypeGuard[dict[str, Any]]:
         and all(type(pid) is int for pid in one["up"] + one["runs"])
         and type(one.get("done")) is bool
         and type(one.get("failed")) is int
-        for one in value["instances"]
+        and isinstance(one.get("state", ""), str)
+        and type(one.get("exitcode")) in {int, type(None)}
+        and type(one.get("exited_at")) in {int, float, type(None)}
     )
 
 
-def up_of(report: Mapping[str, Any]) -> str:
-    """Return "up/wanted"."""
-    up, wanted = (("?" if report[name] is None else str(report[name])) for name in ("up", "wanted"))
-    return f"{up}/{wanted}"
-
-
-# --- the directory ------------------------------------------------------------------------------------------------
+# --- the directory ---------------------------------------------------------------------------------------------------
 
 
 def home() -> str:
@@ -239,6 +262,22 @@ def apps() -> list[App]:
         known = [App(name) for name in sorted(names) if _NAME.fullmatch(name)]
         return [app for app in known if f"{app.name}.json" in files or _may_be_known(app)]
     return []
+
+
+def select(names: Sequence[str]) -> list[App]:
+    """Return the apps of names and patterns, each once; LookupError for a pattern that none matches."""
+    found: dict[str, App] = {}
+    for name in names:
+        if _PATTERN.fullmatch(name):
+            from fnmatch import fnmatchcase
+
+            matching = [app for app in apps() if fnmatchcase(app.name, name)]
+            if not matching:
+                raise LookupError(f"no app matches {name!r}; `daemonkit ls` lists all")
+            found |= {app.name: app for app in matching}
+        else:
+            found[name] = App(name)
+    return [*found.values()]
 
 
 def _may_be_known(app: App) -> bool:

@@ -74,7 +74,7 @@ def read(path: str) -> AppFile:
     return AppFile(path, _Toml(path).apps(text))
 
 
-# --- TOML -----------------------------------------------------------------------------------------------------------
+# --- TOML ------------------------------------------------------------------------------------------------------------
 
 
 class _Toml:
@@ -247,7 +247,7 @@ def variables_of(path: str) -> dict[str, str]:
     return {name: value for name, value in dotenv_values(stream=io.StringIO(text)).items() if value is not None}
 
 
-# --- Procfile -------------------------------------------------------------------------------------------------------
+# --- Procfile --------------------------------------------------------------------------------------------------------
 
 
 def procfile(path: str, text: str) -> dict[str, Wish]:

@@ -108,7 +108,7 @@ def _from_procfile(path: str, text: str) -> list[Imported]:
     return apps
 
 
-# --- TOML -----------------------------------------------------------------------------------------------------------
+# --- TOML ------------------------------------------------------------------------------------------------------------
 
 
 def _written(source: str, apps: Iterable[Imported], lost: Iterable[str]) -> str:

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from daemonkit.cli._app import Settings
 
 
-# --- from text: a ValueError or KeyError is a usage error ---------------------------------------------------------
+# --- from text: a ValueError or KeyError is a usage error ------------------------------------------------------------
+
+
+class _HintError(ValueError):
+    """A value that is refused, and the way out."""
 
 
 def _at_least(least: float, value: float) -> float:
@@ -43,10 +47,14 @@ def _patience(text: str) -> float:
     return _at_least(0, float(text))
 
 
-def _size(text: str) -> int:
-    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-    number = int(text[:-1]) * units[text[-1].upper()] if text[-1:].upper() in units else int(text)
-    return int(_at_least(1, number))
+def _size(text: str) -> int | str:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)(?:i?B)?", text, re.IGNORECASE)
+    number = int(float(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " ")) if found else 0
+    if text.lower() == "max":  # in the words of cgroups(7) and systemd: no limit
+        return "max"
+    if number < 1:
+        raise _HintError("give bytes, or a number with K, M, G or T, such as 200M, or max for no limit")
+    return number
 
 
 def _numbers(text: str) -> list[int]:
@@ -88,10 +96,27 @@ def _octal(text: str) -> int:
     return number
 
 
+def absolute(path: str) -> str:
+    """Return a path from the root on, by the name of the current directory that the user sees: no link is resolved.
+
+    A ``current -> releases/7`` that is switched later then leads to the next release.
+    """
+    if os.path.isabs(path):
+        return os.path.normpath(path)
+    here = os.environ.get("PWD", "")
+    try:
+        is_here = os.path.isabs(here) and os.path.samefile(here, ".")
+    except OSError:
+        is_here = False
+    return os.path.normpath(os.path.join(here if is_here else os.getcwd(), path))
+
+
 def _path(text: str) -> str:
     if not text:
         raise ValueError
-    return os.path.abspath(text)
+    if re.fullmatch(r"/dev/(stdin|stdout|stderr|fd/\d+)|/proc/self/fd/\d+", text):
+        raise _HintError("leave it out: what a supervisor's own streams are is for daemonkit to say")
+    return absolute(text)
 
 
 def _listen(text: str) -> str:
@@ -152,7 +177,7 @@ OPTIONS: Final = (
     Option("--wait-ready", "it is up when it sends READY=1 to $NOTIFY_SOCKET", None),
     Option("--start-timeout", "seconds until it must be up (30)", _seconds, "S"),
     Option("--watchdog", "seconds within which it must send WATCHDOG=1", _seconds, "S"),
-    Option("--max-memory", "bytes above which it is replaced; 200M", _size, "BYTES"),
+    Option("--max-memory", "memory above which it is replaced; 200M, 1.5G, max", _size, "BYTES"),
     Option("--cpu-affinity", "bind instance i to CPU i mod n", choices=("spread",)),
     Option(
         "--listen", "a socket for all instances: HOST:PORT or unix:PATH; several times", _listen, "ADDR", several=True
@@ -166,7 +191,7 @@ OPTIONS: Final = (
     Option("--stdout", "a file instead of the log; {instance} is the number", _path, "F"),
     Option("--stderr", "the same", _path, "F"),
     Option("--log", "its log (NAME.log)", _path, "F"),
-    Option("--log-max-bytes", "rotate the log by size; 10M", _size, "BYTES"),
+    Option("--log-max-bytes", "size at which its logs are rotated; max: never (10M)", _size, "BYTES"),
     Option("--log-backups", "old logs to keep (5)", _count, "N"),
 )
 
@@ -176,7 +201,8 @@ def _typed(option: Option) -> Callable[[str], object]:
         try:
             return option.parse(text) if option.parse else True
         except (ValueError, KeyError) as error:
-            raise argparse.ArgumentTypeError(f"invalid {option.metavar}: {text!r}") from error
+            hint = f"; {error}" if isinstance(error, _HintError) else ""
+            raise argparse.ArgumentTypeError(f"invalid {option.metavar}: {text!r}{hint}") from error
 
     return convert
 
@@ -192,13 +218,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             parser.add_argument(
                 *option.flags, help=option.what, type=_typed(option), metavar=option.metavar, action=action
             )
+    what = "take its environment from a file of NAME=VALUE lines; several times"
+    parser.add_argument("--env-file", metavar="F", action="append", default=[], help=what)
+    parser.add_argument("--update-env", action="store_true", help="take this shell's environment, not the one it had")
 
 
 def settings_of(options: argparse.Namespace) -> Settings:
     """Return what was asked for, by the names of `supervise`'s arguments."""
     settings = {option.name: value for option in OPTIONS if (value := getattr(options, option.name)) is not None}
-    if "env" in settings:
-        settings["env"] = dict(settings["env"])
+    variables: dict[str, str] = {}
+    for path in options.env_file:
+        from daemonkit.cli._appfile import variables_of
+
+        variables |= variables_of(path)
+    variables |= dict(settings.get("env", ()))
+    if variables:
+        settings["env"] = variables
     if options.command:
         settings["command"] = options.command
     return settings

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 
 class _Command:
-    def __init__(self, where: str, what: str, examples: str, *arguments: Add, program: str = "none") -> None:
+    def __init__(
+        self, where: str, what: str, examples: str, *arguments: Add, program: str = "none", usage: str | None = None
+    ) -> None:
         self.where = where
         """The function that does it, as "module.name"."""
         self.what = what
@@ -26,13 +28,15 @@ class _Command:
         self.arguments = arguments
         self.program = program
         """Whether a program follows, after ``--``: "none", "optional" or "required"."""
+        self.usage = usage
+        """Its first line of help, where argparse's would be a page of options."""
 
 
 # argparse translates its messages, for which gettext loads locale: longer than `ls` may take, and ours are in English.
 argparse._ = str  # type: ignore[attr-defined]
 
 
-# --- arguments ------------------------------------------------------------------------------------------------------
+# --- arguments -------------------------------------------------------------------------------------------------------
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
@@ -52,9 +56,18 @@ def _name(parser: argparse.ArgumentParser) -> None:
 
 
 def _names(parser: argparse.ArgumentParser) -> None:
-    names = parser.add_argument("names", metavar="NAME", nargs="*", help="apps")
+    names = parser.add_argument("names", metavar="NAME", nargs="*", help="apps, or patterns such as 'web*'")
     names.completer = _known_names  # type: ignore[attr-defined] # argcomplete's
     parser.add_argument("--all", action="store_true", help="all apps")
+
+
+def _update_env(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--update-env", action="store_true", help="take this shell's environment, not the one it had")
+
+
+def _own_name(parser: argparse.ArgumentParser) -> None:
+    what = "be this app, so that there is no second one, and ls, status, logs and stop see it"
+    parser.add_argument("name", metavar="NAME", nargs="?", help=what).completer = _known_names  # type: ignore[attr-defined] # argcomplete's
 
 
 def _json(parser: argparse.ArgumentParser) -> None:
@@ -68,8 +81,12 @@ def _count(text: str) -> int:
 
 
 def _log(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-f", "--follow", action="store_true", help="go on as it grows; Ctrl-C ends it")
+    names = parser.add_argument("names", metavar="NAME", nargs="*", help="apps (all), or patterns such as 'web*'")
+    names.completer = _known_names  # type: ignore[attr-defined] # argcomplete's
+    parser.add_argument("-f", "--follow", action="store_true", help="go on as they grow; Ctrl-C ends it")
     parser.add_argument("-n", "--lines", type=_count, default=10, metavar="N", help="how many lines (10)")
+    parser.add_argument("--err", action="store_true", help="stderr alone, where it has a file of its own")
+    parser.add_argument("--clear", action="store_true", help="empty the logs instead")
 
 
 def _spawn(parser: argparse.ArgumentParser) -> None:
@@ -95,22 +112,25 @@ def _up(parser: argparse.ArgumentParser) -> None:
 
 COMMANDS: Final = {
     "start": _Command(
-        "_commands.start",
+        "_start.start",
         "start an app in the background; return when it is up",
         "daemonkit start web -i 4 -- python worker.py\n  daemonkit start web    # a known app again, as it was",
-        _name,
+        _names,
         _options,
         program="optional",
+        usage="daemonkit start NAME... [options] [-- CMD ARG...]",
     ),
     "run": _Command(
-        "_commands.run",
+        "_start.run",
         "the same in the foreground: under systemd, in a container, to debug",
-        "daemonkit run -i 4 --restart always -- python worker.py",
+        "daemonkit run web -i 4 --restart always -- python worker.py\n  daemonkit run -- python job.py",
+        _own_name,
         _options,
-        program="required",
+        program="optional",
+        usage="daemonkit run [NAME] [options] [-- CMD ARG...]",
     ),
     "spawn": _Command(
-        "_commands.spawn",
+        "_start.spawn",
         "launch a program that outlives the terminal, and print its pid",
         "daemonkit spawn --log job.log -- python job.py",
         _spawn,
@@ -118,21 +138,30 @@ COMMANDS: Final = {
     ),
     "ls": _Command("_table.ls", "list all apps", "daemonkit ls\n  daemonkit ls --json", _json),
     "status": _Command(
-        "_table.status", "show how an app is; status 3 if it does not run", "daemonkit status web", _name, _json
+        "_table.status",
+        "show how an app is; status 4 if not all of it is up, 3 if it does not run",
+        "daemonkit status web",
+        _name,
+        _json,
     ),
-    "stop": _Command("_commands.each", "stop apps", "daemonkit stop web mail\n  daemonkit stop --all", _names),
+    "stop": _Command("_change.each", "stop apps", "daemonkit stop web mail\n  daemonkit stop --all", _names),
     "restart": _Command(
-        "_commands.each", "stop and start apps, in this shell's environment", "daemonkit restart web", _names
+        "_change.each", "stop apps and start them again, as they were", "daemonkit restart web", _names, _update_env
     ),
     "reload": _Command(
-        "_commands.each",
+        "_change.each",
         "restart the instances one at a time, each stopped once its successor is up",
         "daemonkit reload web",
         _names,
     ),
-    "delete": _Command("_commands.each", "stop apps and forget them, their logs too", "daemonkit delete web", _names),
-    "logs": _Command("_logview.logs", "show the end of an app's log", "daemonkit logs web -n 100 -f", _name, _log),
-    "top": _Command("_table.top", "the table of ls, live; Ctrl-C ends it", "daemonkit top"),
+    "delete": _Command("_change.each", "stop apps and forget them", "daemonkit delete web", _names),
+    "logs": _Command(
+        "_logview.logs",
+        "show the end of the logs of apps, mixed by time",
+        "daemonkit logs web -n 100 -f\n  daemonkit logs 'web*' mail -f",
+        _log,
+    ),
+    "top": _Command("_top.top", "the table of ls, live; q ends it, i shows the instances", "daemonkit top"),
     "up": _Command(
         "_up.up",
         "make the apps of a file run as it says; what is as it should be is left alone",
@@ -155,7 +184,7 @@ COMMANDS: Final = {
 }
 
 
-# --- parsing --------------------------------------------------------------------------------------------------------
+# --- parsing ---------------------------------------------------------------------------------------------------------
 
 
 class _Parser(argparse.ArgumentParser):
@@ -177,6 +206,7 @@ def _parser_of(verb: str, add: Callable[..., argparse.ArgumentParser] = _Parser)
     command = COMMANDS[verb]
     parser = add(
         prog=f"daemonkit {verb}",
+        usage=command.usage,
         description=f"{command.what[0].upper()}{command.what[1:]}.",
         epilog=f"examples:\n  {command.examples}",
         formatter_class=_formatter,
@@ -226,7 +256,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         _whole_parser().parse_args(own)  # which shows help or the version, or refuses
         raise _say.Usage("give a command; daemonkit --help lists them")
     parser = _parser_of(verb)  # of this one alone: to build all of them takes longer than `ls`
-    options = parser.parse_args(others)
+    options = parser.parse_intermixed_args(others)
     options.verb, options.where, options.command = verb, COMMANDS[verb].where, program
     _check_program(parser, COMMANDS[verb].program, options)
     return options
@@ -248,5 +278,6 @@ def _check_program(parser: argparse.ArgumentParser, wanted: str, options: argpar
         parser.error(f"unexpected argument {word!r}; put the program after --")
     if wanted == "none" and options.command is not None:
         parser.error("it takes no program")
-    if options.command == [] or (wanted == "required" and not options.command):
+    nameless = getattr(options, "name", "") is None  # a run of no known app
+    if options.command == [] or ((wanted == "required" or nameless) and not options.command):
         parser.error("give the program, after --")

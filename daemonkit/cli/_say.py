@@ -10,12 +10,23 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from types import FrameType
+    from typing import Final
+
+    from daemonkit.cli._app import App
+
+
+OWN: Final = "daemonkit: "
+"""The beginning of each line that a supervisor itself writes to an app's log, and of each message."""
 
 
 class Failure(Exception):  # noqa: N818 - never seen as such
-    """A failure, in the words that the user reads."""
+    """A failure, in the words that the user reads; `lines` are shown before them."""
+
+    def __init__(self, text: str, lines: Iterable[str] = ()) -> None:
+        super().__init__(text)
+        self.lines = [*lines]
 
 
 class Usage(Exception):  # noqa: N818 - the same
@@ -26,7 +37,7 @@ class Interrupted(Exception):  # noqa: N818 - the same
     """A Ctrl-C; its text says how things are now."""
 
 
-# --- the streams --------------------------------------------------------------------------------------------------
+# --- the streams -----------------------------------------------------------------------------------------------------
 
 
 def open_streams() -> None:
@@ -67,7 +78,33 @@ def say(text: str) -> None:
     """Print a message. A stderr that can't be written changes nothing else."""
     clear()
     with contextlib.suppress(OSError):
-        sys.stderr.write(f"daemonkit: {text}\n")
+        sys.stderr.write(f"{OWN}{text}\n")
+
+
+def fail(error: BaseException) -> None:
+    """Print a failure: the lines that lead to it, and the one that is its own."""
+    clear()
+    with contextlib.suppress(OSError):
+        sys.stderr.writelines(f"{line}\n" for line in getattr(error, "lines", ()))
+    say(in_one_line(error))
+
+
+def for_each(apps: Iterable[App], do: Callable[[App], object], *, debug: bool) -> int:
+    """Do something with each app; return 1 if it failed for one of them: the others have their turn all the same."""
+    status = 0
+    for app in apps:
+        try:
+            do(app)
+        except KeyboardInterrupt:
+            raise Interrupted(f"{app.name} {'runs' if app.holder() else 'does not run'}") from None
+        except (Interrupted, BrokenPipeError):
+            raise
+        except Exception as error:
+            if debug:
+                raise
+            fail(error)
+            status = 1
+    return status
 
 
 def in_one_line(error: BaseException) -> str:
@@ -88,7 +125,7 @@ def _is_somewhere() -> bool:
     return True
 
 
-# --- progress, for what takes more than a second ----------------------------------------------------------------------
+# --- progress, for what takes more than a second ---------------------------------------------------------------------
 
 _progress = ""
 """The text that is shown now, by this process or by the one that forked it."""

@@ -2,111 +2,136 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
 
-from daemonkit.cli import _app, _say
+from daemonkit.cli import _app, _report, _say
 from daemonkit.cli._app import App
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable
+    from collections.abc import Sequence
     from typing import Any, Final
 
+    from daemonkit.cli._report import Report
+
 _NOT_RUNNING: Final = 3
-_TERMINATED: Final = 143  # as a shell has it: 128 + SIGTERM
-_TOP_EVERY: Final = 1.0  # seconds
+_STATUS: Final = {_report.RUNNING: 0, _report.STARTING: 4, _report.DEGRADED: 4}
 
 
 def ls(options: argparse.Namespace) -> int:
     reports, status = [], 0
     for app in _app.apps():
         try:
-            reports.append(_report(app, usage=_is_shown(options)))
+            reports.append(_report.full_report(app) if options.json else _report.report(app))
         except OSError as error:  # not a pidfile
             _say.say(_say.in_one_line(error))
             status = 1
-    _show(reports, as_json=options.json)
+    if _usage_is_shown(options):
+        _report.measure_once(reports)
+    if options.json:
+        print(json.dumps(reports))
+    else:
+        print_lines(table(reports))
     return status
 
 
 def status(options: argparse.Namespace) -> int:
     app = App(options.name)
     if not app.is_known:
-        _say.say(f"there is no app {app.name}")
+        _say.say(f"there is no app {app.name}; `daemonkit ls` lists all")
         return _NOT_RUNNING
-    report = _report(app, usage=_is_shown(options))
+    report = _report.full_report(app)
+    if _usage_is_shown(options):
+        _report.measure_once([report])
     if options.json:
         print(json.dumps(report))
     else:
-        _show([report], as_json=False)
-    return 0 if report["pid"] else _NOT_RUNNING
+        print_lines([*table([report]), "", *_details(report)])
+    return _STATUS.get(report["state"], _NOT_RUNNING)
 
 
-def _report(app: App, *, usage: bool) -> dict[str, Any]:
-    report = app.report() | {"cpu": None, "memory": None}
-    if usage and report["pid"] and (found := _usage(report["pid"])):
-        report["cpu"], report["memory"] = found
-    return report
-
-
-def _is_shown(options: argparse.Namespace) -> bool:
+def _usage_is_shown(options: argparse.Namespace) -> bool:
     """Tell whether cpu and memory are shown: on a terminal and in JSON. In a pipe they would only cost time."""
     return options.json or sys.stdout.isatty()
 
 
-def _usage(pid: int) -> tuple[float, int] | None:
-    """Return the cpu (percent since they started) and memory (bytes) of the supervisor and its instances."""
-    try:
-        import psutil  # the extra "cli"
-    except ImportError:
-        return None
-    import time
-
-    try:
-        root = psutil.Process(pid)
-        cpu, memory = 0.0, 0
-        for process in (root, *root.children(recursive=True)):
-            with contextlib.suppress(psutil.Error), process.oneshot():
-                spent = process.cpu_times()
-                cpu += 100 * (spent.user + spent.system) / max(time.time() - process.create_time(), 0.1)
-                memory += process.memory_info().rss
-    except psutil.Error:
-        return None
-    return round(cpu, 1), memory
-
+# --- in words --------------------------------------------------------------------------------------------------------
 
 _COLUMNS: Final = ("name", "state", "up", "pid", "restarts", "uptime", "cpu", "memory")
+_INSTANCE_COLUMNS: Final = ("#", "pid", "state", "uptime", "restarts", "last exit", "cpu", "memory")
 
 
-def _show(reports: list[dict[str, Any]], *, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(reports))
-        return
-    rows = [_cells(report) for report in reports]
-    if sys.stdout.isatty() and not os.environ.get("NO_COLOR") and (table := _rich_table(rows)):
-        table()
-        return
-    widths = [max(len(row[i]) for row in (_COLUMNS, *rows)) for i in range(len(_COLUMNS))]
-    for row in (tuple(name.upper() for name in _COLUMNS), *rows):
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+def table(reports: Sequence[Report]) -> list[str]:
+    """Return the table of apps, line by line."""
+    rows = [(_colour(report["state"]), _cells(report)) for report in reports]
+    return _lines(_COLUMNS, rows, kept=3)
 
 
-def _cells(report: dict[str, Any]) -> tuple[str, ...]:
-    memory = report["memory"]
+def instance_table(report: Report) -> list[str]:
+    """Return the table of an app's instances, line by line."""
+    rows = [(_colour(one["state"]), _instance_cells(one)) for one in report["instances"]]
+    return _lines(_INSTANCE_COLUMNS, rows, kept=3) if rows else []
+
+
+def _details(report: Report) -> list[str]:
+    import shlex
+
+    lines = instance_table(report)
+    if lines:
+        lines.append("")
+    lines.append(f"command    {shlex.join(report['command'])}")
+    lines.append(f"directory  {report['cwd']}")
+    lines += [f"{'' if i else 'logs':<10} {path}" for i, path in enumerate(report["logs"])]
+    return lines
+
+
+def _cells(report: Report) -> tuple[str, ...]:
     return (
         report["name"],
         report["state"],
-        _app.up_of(report),
+        _report.up_of(report),
         str(report["pid"] or "-"),
         str(report["restarts"]),
         _duration(report["uptime"]),
-        "-" if report["cpu"] is None else f"{report['cpu']:.1f} %",
-        "-" if memory is None else f"{memory / (1 << 20):.1f} MiB",
+        _percent(report["cpu"]),
+        _mebibytes(report["memory"]),
     )
+
+
+def _instance_cells(one: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        str(one["index"]),
+        str(one["pid"] or "-"),
+        one["state"],
+        _duration(one["uptime"]),
+        str(max(one["starts"] - 1, 0)),
+        _last_exit(one),
+        _percent(one["cpu"]),
+        _mebibytes(one["memory"]),
+    )
+
+
+def _last_exit(one: dict[str, Any]) -> str:
+    code = one["exitcode"]
+    if code is None:
+        return "-"
+    import time
+
+    from daemonkit._system.signals import signal_name
+
+    how = f"status {code}" if code >= 0 else signal_name(-code)
+    return f"{how}, {_duration(max(time.time() - one['exited_at'], 0))} ago" if one["exited_at"] else how
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f} %"
+
+
+def _mebibytes(value: int | None) -> str:
+    return "-" if value is None else f"{value / (1 << 20):.1f} MiB"
 
 
 def _duration(seconds: float | None) -> str:
@@ -118,42 +143,58 @@ def _duration(seconds: float | None) -> str:
     return f"{seconds:.0f} s"
 
 
-_COLOURS: Final = {"running": "green", "starting": "yellow", "failed": "red"}
+# --- on a terminal ---------------------------------------------------------------------------------------------------
+
+_COLOURS: Final = {
+    "running": "32",
+    "starting": "33",
+    "degraded": "33",
+    "backoff": "33",
+    "failed": "31",
+    "gave-up": "31",
+}
+_BOLD: Final = "1"
 
 
-def _rich_table(rows: list[tuple[str, ...]]) -> Callable[[], None] | None:
-    """Return a function that prints the table in colour; None without the extra "cli"."""
+def _colour(state: str) -> str:
+    return _COLOURS.get(state, "")
+
+
+def has_colours() -> bool:
+    """Tell whether stdout shows colours: https://no-color.org."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") != "dumb"
+
+
+def _lines(head: tuple[str, ...], rows: Sequence[tuple[str, tuple[str, ...]]], *, kept: int) -> list[str]:
+    """Return the lines of a table. On a terminal that is too narrow columns are left out, but for the `kept` first."""
+    cells = [tuple(name.upper() for name in head), *(row for _, row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    room = _terminal_width()
+    while room and len(widths) > kept and sum(widths) + 2 * (len(widths) - 1) > room:
+        widths.pop()
+    if room and (too_long := sum(widths) + 2 * (len(widths) - 1) - room) > 0:
+        widths[0] = max(widths[0] - too_long, 4)
+    texts = [
+        "  ".join(_fitted(cell, width) for cell, width in zip(row, widths, strict=False)).rstrip() for row in cells
+    ]
+    if not has_colours():
+        return texts
+    colours = [_BOLD, *(colour for colour, _ in rows)]
+    return [f"\x1b[{colour}m{text}\x1b[0m" if colour else text for colour, text in zip(colours, texts, strict=True)]
+
+
+def _fitted(cell: str, width: int) -> str:
+    return cell.ljust(width) if len(cell) <= width else f"{cell[: width - 2]}.."
+
+
+def _terminal_width() -> int:
+    """Return the columns of the terminal; 0 where stdout is none, or does not tell."""
     try:
-        from rich.console import Console
-    except ImportError:
-        return None
-    return lambda: Console().print(_table(rows))
+        return os.get_terminal_size(sys.stdout.fileno()).columns
+    except (OSError, ValueError):
+        return 0
 
 
-def _table(rows: list[tuple[str, ...]]) -> Any:  # noqa: ANN401 - rich's Table
-    from rich.table import Table
-
-    table = Table(*_COLUMNS, box=None, header_style="bold", pad_edge=False)
-    for row in rows:
-        table.add_row(*row, style=_COLOURS.get(row[1]))
-    return table
-
-
-def top(_options: argparse.Namespace) -> int:
-    try:
-        import psutil  # noqa: F401 - without it, cpu and memory would be missing
-        from rich.live import Live
-    except ImportError:
-        raise _say.Failure("top needs more than the base install: pip install 'daemonkit[cli]'") from None
-    if not sys.stdout.isatty():
-        raise _say.Failure("top needs a terminal; where there is none: daemonkit ls")
-    import signal
-    import threading
-
-    done = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))  # so that the terminal is restored
-    with contextlib.suppress(KeyboardInterrupt), Live(auto_refresh=False, screen=True) as live:
-        while True:
-            live.update(_table([_cells(_report(app, usage=True)) for app in _app.apps()]), refresh=True)
-            done.wait(_TOP_EVERY)
-    return 0
+def print_lines(lines: Sequence[str]) -> None:
+    """Print lines."""
+    sys.stdout.write("".join(f"{line}\n" for line in lines))

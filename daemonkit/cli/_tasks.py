@@ -88,7 +88,7 @@ def _perform(task: Task, done: int, messages: int) -> NoReturn:
     except (KeyboardInterrupt, _say.Interrupted):
         status = _INTERRUPTED
     except Exception as error:  # noqa: BLE001 - any failure is one line
-        _say.say(_say.in_one_line(error))
+        _say.fail(error)
     with contextlib.suppress(OSError):
         sys.stderr.flush()
     os._exit(status)

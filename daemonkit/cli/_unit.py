@@ -6,6 +6,7 @@ import math
 import os
 import sys
 
+from daemonkit.cli import _app
 from daemonkit.cli._app import App
 from daemonkit.cli._options import OPTIONS
 
@@ -28,7 +29,7 @@ def unit(options: argparse.Namespace) -> int:
 
 def unit_of(name: str, settings: Settings) -> str:
     """Return a systemd unit that runs the same app: systemd.service(5)."""
-    arguments = [sys.executable, "-m", "daemonkit", "run"]
+    arguments = [sys.executable, "-m", "daemonkit", "run", name]
     for option in OPTIONS:
         if option.name not in settings or option.name in {"cwd", "env"}:
             continue
@@ -36,13 +37,12 @@ def unit_of(name: str, settings: Settings) -> str:
         if option.parse is None:
             arguments.append(option.flag)
         else:
-            arguments += [
-                f"{option.flag}={_written(option.name, one)}" for one in (value if option.several else [value])
-            ]
+            values = value if option.several else [value]
+            arguments += [f"{option.flag}={_written(option.name, one)}" for one in values]
     arguments += ["--", *settings["command"]]
-    variables = {"PATH": os.environ.get("PATH", os.defpath)} | settings.get(
-        "env", {}
-    )  # systemd's own PATH may lack the program
+    kept = settings.get("environment", os.environ)
+    # Under systemd's own PATH the program may not be found; elsewhere than at home it would not be this app.
+    variables = {"PATH": kept.get("PATH", os.defpath), "DAEMONKIT_HOME": _app.home()} | settings.get("env", {})
     environment = "".join(f"Environment={_quoted(f'{key}={value}')}\n" for key, value in variables.items())
     user = f"User={os.geteuid()}\n" if os.geteuid() else ""  # otherwise root would run it
     command = " ".join(_quoted(word.replace("$", "$$")) for word in arguments)  # systemd expands $
@@ -50,7 +50,9 @@ def unit_of(name: str, settings: Settings) -> str:
     stop_timeout = settings.get("stop_timeout", 10.0) + _MARGIN
     return (
         f"[Unit]\nDescription={name}, kept running by daemonkit\nAfter=network.target\n\n"
-        f"[Service]\nType=notify\nExecStart={command}\nExecReload=kill -HUP $MAINPID\n"
+        "[Service]\n"
+        f"# This is the app itself. If it runs now, stop it before the unit is started: daemonkit stop {name}\n"
+        f"Type=notify\nExecStart={command}\nExecReload=kill -HUP $MAINPID\n"
         f"WorkingDirectory={settings.get('cwd', '/').replace('%', '%%')}\n{user}{environment}"
         f"KillMode=mixed\nTimeoutStartSec={_seconds(start_timeout)}\nTimeoutStopSec={_seconds(stop_timeout)}\nRestart=on-failure\n\n"
         "[Install]\nWantedBy=multi-user.target\n"

@@ -7,9 +7,10 @@ import os
 import sys
 
 from daemonkit._system.pidfd import wait_for_end
-from daemonkit.cli import _app, _appfile, _plan, _say
+from daemonkit.cli import _app, _appfile, _plan, _report, _say
 from daemonkit.cli._app import App
 from daemonkit.cli._plan import CHANGE, FORGET, GONE, KEEP, START, Found
+from daemonkit.cli._settings import present_environment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ _WOULD: Final = {START: "would be started", CHANGE: "would be changed", FORGET: 
 
 def up(options: argparse.Namespace) -> int:
     file = _appfile.read(_appfile.find(options.file))
-    environment = dict(os.environ) if options.update_env else None
+    environment = present_environment() if options.update_env else None
 
     def planned() -> dict[str, Step]:
         return _plan.plan(file, look(file), names=options.names, prune=options.prune, environment=environment)
@@ -60,7 +61,7 @@ def look(file: AppFile) -> dict[str, Found]:
     found = {}
     for app in _app.apps():
         try:
-            one = Found(app.settings(), app.report()["state"])
+            one = Found(app.settings(), _report.report(app)["state"])
         except LookupError:
             continue
         except (ValueError, OSError):  # it is damaged
@@ -77,12 +78,12 @@ def _kept(name: str, step: Step, file: AppFile) -> tuple[str, bool]:
     if step.do == GONE:
         forget = f"daemonkit up --prune stops and forgets it, daemonkit delete {name} too"
         return f"{name}: is no longer in {os.path.basename(file.path)}; {forget}", True
-    report = App(name).report()
+    report = _report.report(App(name))
     if report["state"] in {"running", "starting"}:
-        return f"{name}: is as it should be, {_app.up_of(report)} up", True
+        return f"{name}: is as it should be, {_report.up_of(report)} up", True
     if report["state"] == "done":
         return f"{name}: is done", True
-    return f"{name}: is {report['state']}, {_app.up_of(report)} up; see daemonkit logs {name}", False
+    return f"{name}: is {report['state']}, {_report.up_of(report)} up; see daemonkit logs {name}", False
 
 
 def _reasons(why: tuple[str, ...]) -> str:
@@ -128,7 +129,7 @@ def _make_it_so(file: AppFile, steps: Mapping[str, Step], environment: dict[str,
 def _is_there(name: str, file: AppFile) -> bool:
     """Tell whether an app is as the file says."""
     with contextlib.suppress(LookupError, ValueError, OSError):
-        found = Found(App(name).settings(), App(name).report()["state"])
+        found = Found(App(name).settings(), _report.report(App(name))["state"])
         if name in file.apps:
             return _plan.decide(file.apps[name].settings, found, None)[0] == KEEP
     return name not in file.apps
@@ -147,7 +148,7 @@ def _tell(name: str, outcome: Outcome) -> None:
 
 def bring(app: App, wish: Wish, path: str, environment: dict[str, str] | None) -> str:
     """Make an app run as it is wished; return what was done, "" if that failed, for a reason that was printed."""
-    from daemonkit.cli._commands import _launch as launch
+    from daemonkit.cli._start import start_app
 
     for _ in range(_TRIES):
         found = _settled(app)
@@ -159,13 +160,18 @@ def bring(app: App, wish: Wish, path: str, environment: dict[str, str] | None) -
             if not well:
                 _say.say(line)
             return line.partition(": ")[2] if well else ""
+        before = found.settings.get("environment") if found else None
         settings = wish.settings | {"file": path, "after": [*wish.after]}
+        settings["environment"] = environment or before or present_environment()
         if do == CHANGE:
             return _change(app, settings, why)
-        if launch(app, settings) == 0:
+        try:
+            start_app(app, settings)
+        except _say.Failure:
+            if not app.holder():  # else somebody else has started it meanwhile
+                raise
+        else:
             return _outcome("started", app, why)
-        if not app.holder():
-            break
     return ""
 
 
@@ -174,7 +180,7 @@ def _settled(app: App) -> Found | None:
     while True:
         holder = app.holder()
         try:
-            found = Found(app.settings(), app.report()["state"])
+            found = Found(app.settings(), _report.report(app)["state"])
         except LookupError:  # also while it is started for the first time
             if holder is None:
                 return None
@@ -185,23 +191,22 @@ def _settled(app: App) -> Found | None:
 
 
 def _change(app: App, settings: Settings, why: tuple[str, ...]) -> str:
-    from daemonkit.cli._commands import _check, _launch, _stop
+    from daemonkit.cli._change import restart_app
 
-    _check(settings)
-    _stop(app)
-    return _outcome("restarted", app, why) if _launch(app, settings) == 0 else ""
+    restart_app(app, settings)
+    return _outcome("restarted", app, why)
 
 
 def _outcome(word: str, app: App, why: tuple[str, ...]) -> str:
-    report = app.report()
-    how = f"{_app.up_of(report)} up, pid {report['pid']}" if report["pid"] else "done"
+    report = _report.report(app)
+    how = f"{_report.up_of(report)} up, pid {report['pid']}" if report["pid"] else "done"
     return f"{word}{_reasons(why)}, {how}"
 
 
 def _forget(app: App) -> str:
-    from daemonkit.cli._commands import _delete
+    from daemonkit.cli._change import delete_app
 
-    _delete(app)
+    delete_app(app)
     return "stopped and forgotten, as it is no longer in the file"
 
 
@@ -247,11 +252,11 @@ def _order_of(path: str) -> dict[str, list[str]]:
 
 
 def _stop_one(app: App) -> str:
-    from daemonkit.cli._commands import _stop
+    from daemonkit.cli._change import stop_app
 
     if not app.holder():
         return "does not run"
-    _stop(app)
+    stop_app(app)
     return "stopped"
 
 

@@ -1,0 +1,172 @@
+"""The commands that change what runs: `daemonkit stop`, `restart`, `reload` and `delete`."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from daemonkit.cli import _app, _say
+from daemonkit.cli._settings import check_startable, present_environment
+from daemonkit.cli._start import start_app
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Mapping
+    from typing import Any, Final
+
+    from daemonkit.cli._app import App, Settings
+
+_LOOK: Final = 0.1  # seconds between two looks at a file: the standard library can't wait for a change (inotify)
+_MARGIN: Final = 5.0  # seconds that the supervisor itself may take, beyond its instances' stop timeout
+
+
+def stop_app(app: App) -> bool:
+    """Stop it, and have it stay stopped; return whether it ended on request, without a SIGKILL.
+
+    Nothing is done if it does not run. LookupError if there is no such app; NotRunningError if another tool runs it.
+    """
+    from daemonkit import NotRunningError, stop
+
+    settings = app.readable_settings()
+    app.must_be_known()
+    app.stay_stopped(True)
+    holder = app.holder()
+    try:
+        with _say.progress(f"stopping {app.name}"):
+            in_time = stop(app.pidfile, float(settings.get("stop_timeout", 10.0)) + _MARGIN)
+    except NotRunningError:
+        if app.holder():  # another tool's process, or one in another PID namespace
+            raise
+        return True
+    except KeyboardInterrupt:
+        raise _say.Interrupted(f"{app.name} is being stopped") from None
+    state = app.last_state()
+    killed = [i for i, one in enumerate(state.get("instances", ())) if _was_killed(one)]
+    if in_time and not (killed and holder and state.get("supervisor", [0])[0] == holder.pid):
+        return True
+    what = f"instance {', '.join(map(str, killed))} of {app.name}" if in_time else app.name
+    _say.say(f"{what} did not end within {settings.get('stop_timeout', 10):g} s, and was killed (SIGKILL)")
+    return False
+
+
+def _was_killed(one: Mapping[str, Any]) -> bool:
+    return one.get("state") == "stopped" and one.get("exitcode") == -signal.SIGKILL
+
+
+def restart_app(app: App, settings: Settings) -> None:
+    """Stop it and start it with these settings; nothing is stopped that could not be started again."""
+    instead = f"use: daemonkit reload {app.name}"
+    if is_inside(app):
+        raise _say.Failure(f"{app.name} can't be restarted by a process of its own, which ends with it; {instead}")
+    if (state := app.running_state()) and state.get("foreground"):
+        pid = state["supervisor"][0]
+        raise _say.Failure(f"{app.name} runs in the foreground, as process {pid}; restart it there, or {instead}")
+    _app.make_home()
+    check_startable(settings, app)
+    try:
+        stop_app(app)
+    except _say.Interrupted as error:
+        raise _say.Interrupted(f"{error}, and will not be started again") from None
+    start_app(app, settings)
+
+
+def is_inside(app: App) -> bool:
+    """Tell whether this process belongs to the app, and ends with it: not if it was set free, as another app is."""
+    from daemonkit._supervise.marks import parent_of
+    from daemonkit._system.run_mark import FREE, mark_of, supervisor_of
+
+    holder = app.holder()
+    pid: int | None = os.getpid()
+    while holder and pid:
+        if pid == holder.pid:
+            return True
+        if mark := mark_of(pid):  # the others, as sudo(8) and su(1), have lost it: their parents tell
+            return mark != FREE and supervisor_of(mark) == holder.pid
+        pid = parent_of(pid)
+    return False
+
+
+def delete_app(app: App) -> None:
+    """Stop it and forget it."""
+    if is_inside(app):
+        raise _say.Failure(f"{app.name} can't be deleted by a process of its own, which ends with it")
+    if not app.has_left_a_log:
+        app.must_be_known()
+    if app.is_known:
+        stop_app(app)
+    app.forget()
+
+
+# --- the commands ----------------------------------------------------------------------------------------------------
+
+
+def _stop(app: App, _options: argparse.Namespace) -> None:
+    stop_app(app)
+
+
+def _restart(app: App, options: argparse.Namespace) -> None:
+    from daemonkit.cli._start import outcome
+
+    settings = app.settings()
+    if options.update_env:
+        settings["environment"] = present_environment()
+    restart_app(app, settings)
+    print(outcome(app))
+
+
+def _delete(app: App, _options: argparse.Namespace) -> None:
+    delete_app(app)
+
+
+def _reload(app: App, _options: argparse.Namespace) -> None:
+    reload_app(app)
+
+
+def reload_app(app: App) -> None:
+    """Restart its instances one at a time; return once that is done."""
+    from daemonkit import attach
+
+    app.must_be_known()
+    if not app.holder():
+        raise _say.Failure(f"{app.name} does not run; start it with: daemonkit start {app.name}")
+    process, state = attach(app.pidfile), app.running_state()
+    before = state["instances"] if state else []
+    process.send_signal(signal.SIGHUP)
+    with _say.progress(f"reloading {app.name}"):
+        while state and (now := app.running_state()):
+            pairs = list(zip(before, now["instances"], strict=True))
+            if now["reloads_failed"] != state["reloads_failed"] or any(_has_failed(*pair) for pair in pairs):
+                text = (
+                    f"{app.name} was not reloaded: a new run did not come up, so the old ones stay; see {app.logs()[0]}"
+                )
+                raise _say.Failure(text)
+            if all(_is_replaced(*pair) for pair in pairs):
+                return
+            process.wait_for_end(_LOOK)
+    if not process.running:
+        raise _say.Failure(f"{app.name} ended during the reload; see {app.logs()[0]}")
+    raise _say.Failure(
+        f"{app.name} reloads, but its state can't be read, so the outcome is unknown; is {_app.home()} full?"
+    )
+
+
+def _has_failed(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Tell whether an instance that had no run has failed to come up."""
+    return not before["runs"] and now["failed"] > before["failed"]
+
+
+def _is_replaced(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Tell whether a new run is up and no old one is left, or the instance is done."""
+    return now["done"] or (bool(now["up"]) and set(before["runs"]).isdisjoint(now["runs"]))
+
+
+_VERBS: Final = {"stop": _stop, "restart": _restart, "reload": _reload, "delete": _delete}
+
+
+def each(options: argparse.Namespace) -> int:
+    """Run the command for each app that was named; return the worst status."""
+    if bool(options.names) == options.all:
+        raise _say.Usage(f"give either names of apps or --all; see: daemonkit {options.verb} --help")
+    apps = _app.apps() if options.all else _app.select(options.names)
+    return _say.for_each(apps, lambda app: _VERBS[options.verb](app, options), debug=options.debug)

@@ -1,0 +1,134 @@
+"""An app's state, as its supervisor keeps it: made from the events of `supervise`."""
+
+from __future__ import annotations
+
+import math
+
+from daemonkit._system.process import identity
+from daemonkit._system.signals import signal_name
+from daemonkit.cli import _app
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from daemonkit._supervise import Event, Summary
+    from daemonkit.cli._app import Settings
+
+
+class Journal:
+    """Turns events into the app's state, and notices a start that fails."""
+
+    def __init__(self, settings: Settings, logs: Sequence[str] = (), *, foreground: bool = False) -> None:
+        """Begin with instances that have not started."""
+        me = identity()
+        self.instances: list[dict[str, Any]] = [_new_instance() for _ in range(_app.count_of(settings))]
+        self.state: dict[str, Any] = {
+            "supervisor": [me.pid, me.started],
+            "foreground": foreground,
+            "ready": False,
+            "ended": None,
+            "instances": self.instances,
+            "reloads_failed": 0,
+            "logs": [*logs],
+        }
+        self._begun: dict[int, float] = {}
+        self._silent: set[int] = set()
+        self.failure: str | None = None
+        """Why the start failed; None unless it did."""
+        self.follow(settings)
+
+    def follow(self, settings: Settings) -> None:
+        """Judge by these settings from now on."""
+        self._restart = settings.get("restart", "on-failure")
+        self._wished = frozenset(() if self._restart == "always" else settings.get("success_codes", (0,)))
+        self._wait_ready = bool(settings.get("wait_ready"))
+        self._timeout = settings.get("start_timeout", 30.0) if self._wait_ready else math.inf
+
+    def take(self, event: Event) -> None:
+        """Record an event."""
+        one = self.instances[event.instance]
+        match event.kind:
+            case "start":
+                one["starts"] += 1
+                one["runs"].append(event.pid)
+                one["state"] = "running" if one["up"] else "starting"
+                self._begun[event.pid] = event.time
+            case "ready":
+                one["up"].append(event.pid)
+                one["state"] = "running"
+            case "watchdog":
+                self._silent.add(event.pid)
+            case "exit":
+                self._ended(one, event)
+            case "gave-up":
+                one["state"] = "gave-up"
+            case "reload-failed":
+                self.state["reloads_failed"] += 1
+
+    def _ended(self, one: dict[str, Any], event: Event) -> None:
+        lived = event.time - self._begun.pop(event.pid, event.time)
+        silent = event.pid in self._silent
+        self._silent.discard(event.pid)  # the kernel may give the number to another process
+        one["runs"] = [pid for pid in one["runs"] if pid != event.pid]
+        one["exitcode"], one["exited_at"] = event.exitcode, round(event.time, 3)
+        was_up = event.pid in one["up"]
+        good = was_up or (event.exitcode in self._wished and not self._wait_ready)
+        if was_up:
+            one["up"].remove(event.pid)
+        one["done"] = good and event.exitcode in self._wished and not one["runs"]
+        if not one["up"]:
+            one["state"] = "starting" if one["runs"] else self._state_after(one)
+        if good:
+            return
+        one["failed"] += 1
+        if not self.state["ready"] and not self.failure:
+            self.failure = f"instance {event.instance} {_ending(event.exitcode or 0)} before it was up"
+            if silent:
+                self.failure = f"instance {event.instance} did not send WATCHDOG=1 in time"
+            elif lived >= self._timeout:
+                self.failure = f"instance {event.instance} was not ready within {self._timeout:g} s"
+
+    def _state_after(self, one: dict[str, Any]) -> str:
+        if one["done"]:
+            return "exited"
+        return "failed" if self._restart == "never" else "backoff"
+
+    @property
+    def all_up(self) -> bool:
+        """Whether each instance is up or done."""
+        return all(one["up"] or one["done"] for one in self.instances)
+
+    def close(self, summary: Summary) -> None:
+        """Record the end: "stopped" on request, "done" or "failed" by itself."""
+        stopped = any(record.state == "stopped" for record in summary.instances)
+        self.state["ended"] = "stopped" if stopped else "failed" if summary.exitcode else "done"
+        for one, record in zip(self.instances, summary.instances, strict=True):
+            one["runs"], one["up"], one["starts"], one["state"] = [], [], record.starts, record.state
+
+    def end_badly(self) -> None:
+        """Record the end of a start that failed."""
+        self.state["ended"] = "failed"
+
+
+def _new_instance() -> dict[str, Any]:
+    """Return an instance of which nothing is known yet.
+
+    `runs` are the pids of its runs, `up` of those that are up; `failed` says how many ended before that; `done`,
+    whether its work is done; `exitcode` and `exited_at` are of the run that ended last.
+    """
+    return {
+        "state": "starting",
+        "runs": [],
+        "up": [],
+        "starts": 0,
+        "failed": 0,
+        "done": False,
+        "exitcode": None,
+        "exited_at": None,
+    }
+
+
+def _ending(code: int) -> str:
+    return f"ended with status {code}" if code >= 0 else f"was ended by {signal_name(-code)}"
