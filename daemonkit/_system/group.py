@@ -16,6 +16,7 @@ import os
 from daemonkit._system.handle import signal_process
 from daemonkit._system.pidfd import has_ended, open_pidfd
 from daemonkit._system.process import member_of, members_of, ticks
+from daemonkit._system.unpatched import close
 from daemonkit._system.wait import wait_readable
 
 TYPE_CHECKING = False
@@ -38,7 +39,7 @@ class ProcessGroup:
     def close(self) -> None:
         """Close the pidfds."""
         while self._pidfds:
-            os.close(self._pidfds.popitem()[1])
+            close(self._pidfds.popitem()[1])
 
     def end(self, sig: int, deadline: float | None) -> int | None:
         """Send each of them a signal, wait for their end, and return the pid of one that is left at the deadline.
@@ -76,7 +77,7 @@ class ProcessGroup:
             # The pidfd is that of `who` if it is there after the opening, too.
             proven = still_own or who.started <= self._proven_at
             if who in self._pidfds and not (proven and member_of(group, who.pid) == who):
-                os.close(self._pidfds.pop(who))
+                close(self._pidfds.pop(who))
         return {who: pidfd for who, pidfd in self._pidfds.items() if not has_ended(pidfd)}
 
     def _is_still_own(self, group: int, found: list[Identity]) -> bool:
