@@ -73,8 +73,11 @@ def in_main_thread() -> bool:
 
 def other_threads() -> list[threading.Thread]:
     """Return Python's other threads. A green one is none: it has no number of its own."""
-    own = threading.get_native_id()
-    return [thread for thread in threading.enumerate() if getattr(thread, "native_id", own) != own]
+    own, this = threading.get_native_id(), threading.current_thread()
+    # In a forked child this thread's object still has its parent's number, up to Python 3.12.
+    return [
+        thread for thread in threading.enumerate() if thread is not this and getattr(thread, "native_id", own) != own
+    ]
 
 
 def renew_hubs(*, closed: bool = False) -> None:
