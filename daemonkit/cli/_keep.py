@@ -9,7 +9,7 @@ import signal
 from dataclasses import dataclass, field
 
 from daemonkit._supervise import Backoff, supervise
-from daemonkit._supervise.pump import log_at
+from daemonkit._supervise.logs import log_at
 from daemonkit._system.streams import open_log
 from daemonkit.cli import _app, _say
 from daemonkit.cli._journal import Journal
