@@ -268,7 +268,8 @@ class Guardian:
                 _logger.exception("on_event raised; the supervising goes on")
 
     def _pumps_of(self, index: int) -> set[Pump]:
-        return {pump for (_, of), pump in self._settings.plumbing.pumps.items() if of == index}
+        pumps = self._settings.plumbing.pumps
+        return {pump for number in (1, 2) if (pump := pumps.get((number, index)))}
 
     def _clear(self) -> None:
         """End what a worker that was killed has left."""
