@@ -168,11 +168,11 @@ class _Middle:
         with contextlib.suppress(ChildProcessError):  # somebody else reaped it: then its number is not ours to use
             os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
             os.kill(self.pid, signal.SIGKILL)
-            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+            wait_for_end(self.pid, _MIDDLE_ENDS_WITHIN)
             # Dead but not reaped, it keeps its number, which is also the group's, from being given out again.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
-            os.waitid(os.P_PID, self.pid, os.WEXITED)
+            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG)
         self.pid = 0
         take_back_locks()
 

@@ -285,7 +285,7 @@ def take(hold: Hold, timeout: float | None) -> None:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise LockTimeout(f"{error} (waited {timeout:g} s)") from error
-            wait_for_end(error.pid, min(left, _SLICE))
+            wait_for_end(error.pid, min(left, _SLICE), among_greenlets=True)
         else:
             return
 

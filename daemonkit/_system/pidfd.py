@@ -42,14 +42,15 @@ def require_pidfds() -> None:
     close(open_pidfd(os.getpid()))
 
 
-def wait_for_end(pid: int | None, seconds: float) -> None:
+def wait_for_end(pid: int | None, seconds: float, *, among_greenlets: bool = False) -> None:
     """Return when process `pid` ends, or after that many seconds, whichever is first."""
     with contextlib.ExitStack() as stack:
         watched = []
         with contextlib.suppress(OSError):  # it has ended, or is not to be watched: the time limit remains
             watched.append(os.pidfd_open(pid or 0))
             stack.callback(close, watched[0])
-        wait_among_greenlets(watched, deadline_after(seconds))
+        wait = wait_among_greenlets if among_greenlets else wait_readable
+        wait(watched, deadline_after(seconds))
 
 
 def has_ended(pidfd: int) -> bool:
