@@ -169,7 +169,7 @@ print(pid, os.path.isdir(callers.name), child.is_alive())
     assert (rest, done.stderr) == (["True", "True"], "the caller's\n")
     assert ended(int(pid)) == 0
     name, *lines = _log(tmp_path).splitlines()
-    assert [line.split(":")[0] for line in lines] == ["thread", "handler"] and not Path(name).exists()
+    assert lines == ["thread: held True", "handler: held True"] and not Path(name).exists()
 
 
 def test_a_crash_is_on_stderr_once_with_status_1_and_the_programs_excepthook_is_called(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_it_takes_every_option_of_detached_and_no_other() -> None:
         ("raise RuntimeError('the database is down')", 1, "RuntimeError: the database is down"),
         ("sys.exit('bad config')", 1, "bad config"),
         ("sys.exit(7)", 7, "status 7"),
-        ("return", 0, "before it had started"),
+        ("return", 0, "without calling ready()"),
         ("os.kill(os.getpid(), signal.SIGKILL)", -9, "SIGKILL"),
         ("time.sleep(0.2); {}['key']", 1, "KeyError: 'key'"),
     ],

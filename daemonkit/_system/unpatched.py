@@ -16,10 +16,10 @@ import os
 import posix
 import select
 import sys
-import threading
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable
     from types import FrameType, ModuleType
     from typing import TypeVar
@@ -68,11 +68,15 @@ def set_handler(number: int, handler: Handler) -> None:
 
 def in_main_thread() -> bool:
     """Tell whether this is the main thread. Each greenlet in it counts, whatever `threading` is made to say."""
+    import threading  # noqa: PLC0415 - 2 ms, which a look at a pidfile has no use for
+
     return threading.current_thread() is threading.main_thread() or threading.get_native_id() == os.getpid()
 
 
 def other_threads() -> list[threading.Thread]:
     """Return Python's other threads. A green one is none: it has no number of its own."""
+    import threading  # noqa: PLC0415 - as above
+
     own, this = threading.get_native_id(), threading.current_thread()
     # In a forked child this thread's object still has its parent's number, up to Python 3.12.
     return [
