@@ -20,6 +20,7 @@ import faults
 import fuzz
 import harness
 import limits
+import ups
 from common import Run
 
 PARTS: dict[str, tuple[common.Part, float]] = {
@@ -29,7 +30,8 @@ PARTS: dict[str, tuple[common.Part, float]] = {
     "limits": (limits.limits, 0.1),
     "fuzz": (fuzz.fuzz, 0.1),
     "doubles": (chaos.doubles, 0.1),
-    "chaos": (chaos.chaos, 0.25),
+    "ups": (ups.ups, 0.1),
+    "chaos": (chaos.chaos, 0.15),
 }
 """Each part, and its share of the time."""
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from daemonkit.cli import _appfile, _kinds, _schema
 from daemonkit.cli._appfile import Wish
+from daemonkit.cli._toml import Toml
 
 SCHEMA = Path(_schema.__file__).with_name("daemonkit.schema.json")
 
@@ -275,10 +276,10 @@ VALUES = st.one_of(
 def test_what_the_schema_refuses_the_reader_refuses_too(key: str, value: Any) -> None:
     apps: dict[str, dict[str, Any]] = {"a": {"command": "a"}}
     apps["a"][key] = value
-    reader = _appfile._Toml("/x/daemonkit.toml")
+    reader = Toml("/x/daemonkit.toml", {})
     try:
         wish = reader._app("a", apps["a"], {})
     except ValueError:
         return
     jsonschema.validate({"apps": apps}, _schema.schema())
-    json.dumps(wish.settings)
+    assert json.loads(json.dumps(wish.settings)) == wish.settings, "or a second `up` would find a change"

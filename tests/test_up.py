@@ -42,7 +42,9 @@ class Site(Shell):
 
     def up(self, *arguments: object, **options: object) -> list[str]:
         """Type `up`; return its lines without counts and pids."""
-        lines = self("up", *arguments, **options).stdout.splitlines()
+        done = self("up", *arguments, **options)
+        assert done.stderr == ""
+        lines = done.stdout.splitlines()
         return [line.partition(",")[0] for line in lines]
 
     def pids(self) -> dict[str, int]:
@@ -366,3 +368,11 @@ def sleeps(folder: Path) -> list[str]:
             if (process / "cwd").readlink() == folder and (process / "comm").read_text() == "sleep\n":
                 found.append((process / "cmdline").read_text().split("\0")[1])
     return sorted(found)
+
+
+def test_ls_shows_the_apps_of_a_file_together(site: Site) -> None:
+    site.start("alone")
+    site.write(THREE)
+    site.up()
+    lines = [line.split()[0] if line else "" for line in site("ls").stdout.splitlines()]
+    assert lines == ["NAME", "alone", "", f"{site.folder}/daemonkit.toml:", "db", "mail", "web"]

@@ -62,12 +62,9 @@ def open_descriptors() -> dict[int, int]:
         numbers = range(1 << 20)
     found = {}
     for fd in numbers:
-        if fd > 2:
-            try:
-                found[fd] = fcntl.fcntl(fd, fcntl.F_GETFD)
-            except OSError:  # the listing's own is closed again
-                continue
-    return found
+        with contextlib.suppress(OSError):  # the listing's own is closed again
+            found[fd] = fcntl.fcntl(fd, fcntl.F_GETFD)
+    return {fd: flags for fd, flags in found.items() if fd > 2}
 
 
 def is_open(fd: int) -> bool:

@@ -9,7 +9,7 @@ import io
 import os
 import stat
 import sys
-from collections import namedtuple
+from dataclasses import dataclass
 
 from daemonkit._constants import DEVNULL, STDOUT
 from daemonkit._system.check import absolute_path
@@ -32,15 +32,15 @@ _LOG_MODE: Final = 0o640
 STREAM_NAMES: Final = ("stdin", "stdout", "stderr")
 
 
-class Source(namedtuple("Source", ("fd", "path", "created"), defaults=(None, False))):
-    """The open file that one of the descriptors 0, 1, 2 becomes."""
+@dataclass(frozen=True)
+class Source:
+    """What one of the descriptors 0, 1, 2 is to become."""
 
-    __slots__ = ()
     fd: int
     """This package's own descriptor, above 2."""
-    path: str | None
+    path: str | None = None
     """Where it was opened, absolute; None if it was handed in open."""
-    created: bool
+    created: bool = False
 
 
 def check_stream(name: str, value: object) -> None:

@@ -66,7 +66,7 @@ class App:
     def settings(self) -> Settings:
         """Return its settings; LookupError if there are none, ValueError if the file is damaged."""
         try:
-            found = _read_json(f"{self._path}.json")
+            found = read_json(f"{self._path}.json")
         except FileNotFoundError:
             if self.holder():
                 raise LookupError(f"{self.name} is still starting; its settings are kept once it is up") from None
@@ -83,7 +83,7 @@ class App:
 
     def save(self, settings: Mapping[str, Any]) -> None:
         """Keep its settings; for its supervisor."""
-        _replace(f"{self._path}.json", json.dumps(settings, indent=1))
+        replace(f"{self._path}.json", json.dumps(settings, indent=1))
 
     @property
     def is_to_stay_stopped(self) -> bool:
@@ -103,7 +103,7 @@ class App:
     def last_state(self) -> State:
         """Return the state that its last supervisor wrote; {} without one."""
         with contextlib.suppress(OSError):
-            state = _read_json(f"{self._path}.state")
+            state = read_json(f"{self._path}.state")
             if _is_state(state):
                 return state
         return {}
@@ -126,11 +126,11 @@ class App:
         """Replace the state, as its supervisor. After an OSError there is no state, rather than an old one."""
         path, text = f"{self._path}.state", json.dumps(state)
         try:
-            _replace(path, text)
+            replace(path, text)
         except OSError:
             with contextlib.suppress(OSError):
                 os.unlink(path)
-            _replace(path, text)  # now there may be room on a full disk
+            replace(path, text)  # now there may be room on a full disk
 
     # --- its logs ---------------------------------------------------------------------------------------------------
 
@@ -208,6 +208,7 @@ def _is_state(value: object) -> TypeGuard[State]:
     return (
         type(value.get("reloads_failed")) is int
         and value.get("ended") in (None, "stopped", "done", "failed")  # a tuple: a list in the file has no hash
+        and isinstance(value.get("file", ""), (str, type(None)))
         and isinstance(logs, list)
         and all(isinstance(path, str) for path in logs)
         and all(map(_is_instance, value["instances"]))
@@ -294,7 +295,7 @@ def _read(path: str) -> bytes:
         return file.read()
 
 
-def _read_json(path: str) -> object:
+def read_json(path: str) -> object:
     """Return the content of a JSON file; None if it is damaged."""
     try:
         return json.loads(_read(path))
@@ -302,7 +303,7 @@ def _read_json(path: str) -> object:
         return None
 
 
-def _replace(path: str, text: str) -> None:
+def replace(path: str, text: str) -> None:
     """Replace a file in one step: a reader sees the old one or the new one."""
     new = f"{path}.new"
     with contextlib.suppress(FileNotFoundError):

@@ -98,7 +98,7 @@ class Imported:
 def _from_procfile(path: str, text: str) -> list[Imported]:
     path = os.path.abspath(path)
     apps = []
-    for name, wish in _appfile.procfile(path, text).items():
+    for name, wish in _appfile.procfile(path, text, {}).items():
         app = Imported(name)
         app.keys["command"] = ["sh", *wish.settings["command"][1:]]
         if os.path.exists(os.path.join(os.path.dirname(path), ".env")):

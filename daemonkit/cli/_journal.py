@@ -27,6 +27,7 @@ class Journal:
         self.state: dict[str, Any] = {
             "supervisor": [me.pid, me.started],
             "foreground": foreground,
+            "file": settings.get("file"),
             "ready": False,
             "ended": None,
             "instances": self.instances,

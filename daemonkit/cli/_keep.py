@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-import mmap
 import os
 import signal
-from dataclasses import dataclass, field
 
 from daemonkit._supervise import Backoff, supervise
-from daemonkit._supervise.logs import log_at
+from daemonkit._supervise.pump import log_at
 from daemonkit._system.streams import open_log
 from daemonkit.cli import _app, _say
 from daemonkit.cli._journal import Journal
@@ -27,21 +25,8 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("daemonkit")
 
-_START_ENDS_WITHIN: Final = 60.0  # seconds, far more than that takes
 _OWN: Final = frozenset({"log", "env"})
 """Options that are not `supervise`'s."""
-
-
-@dataclass(frozen=True)
-class _StartOnce(Backoff):
-    """Starts nothing again before the app is up: a start that fails runs the program once."""
-
-    is_up: mmap.mmap = field(default_factory=lambda: mmap.mmap(-1, 1))
-    """One byte that this process shares with the worker, where the delay is asked for."""
-
-    def delay(self, in_row: int) -> float:
-        """Return the delay before a restart; until the app is up, one in which the failed start is ended."""
-        return super().delay(in_row) if self.is_up[0] else _START_ENDS_WITHIN
 
 
 class Keeper:
@@ -64,7 +49,8 @@ class Keeper:
         """
         self._settings, self._context, self._app, self._log = settings, context, app, log
         self._last_lines, self._must_start = last_lines, must_start
-        logs = _app.log_paths(settings, app.default_log if app else None)
+        self._default_log = app.default_log if app and log else None
+        logs = _app.log_paths(settings, self._default_log)
         self._journal = Journal(settings, logs, foreground=not must_start)
         self._said: list[str] | None = None
 
@@ -91,16 +77,15 @@ class Keeper:
         """Return the settings as arguments of `supervise`."""
         settings = self._settings
         options = {o.name: settings[o.name] for o in OPTIONS if o.name in settings and o.name not in _OWN}
-        self._backoff = options["backoff"] = _StartOnce(*options.get("backoff", ()))
-        if not self._must_start:
-            self._backoff.is_up[0] = 1
+        if backoff := options.get("backoff"):
+            options["backoff"] = Backoff(*backoff)
         if stop_signal := options.get("stop_signal"):
             options["stop_signal"] = signal_number(stop_signal)
         options["env"] = environment_in_effect(settings)
         if self._app:
             options.setdefault("log_max_bytes", LOG_MAX_BYTES)
         options = {name: value for name, value in options.items() if value != "max"}  # no limit
-        _, out, error = _app.streams_of(settings, self._app.default_log if self._app else None)
+        _, out, error = _app.streams_of(settings, self._default_log)
         if out and options.get("log_max_bytes"):
             options |= {"stdout": out, "stderr": error}
         return options
@@ -127,7 +112,6 @@ class Keeper:
                 return
             self._app.stay_stopped(False)
         self._journal.state["ready"] = True
-        self._backoff.is_up[0] = 1
         self._write_state()  # before the waiting caller looks at it
         self._context.ready(f"{len(self._journal.instances)} up")
 

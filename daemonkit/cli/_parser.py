@@ -102,6 +102,17 @@ def _file(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-f", "--file", metavar="FILE", help="the app file (daemonkit.toml, or Procfile)")
 
 
+def _foreground(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-f", "--file", metavar="FILE", help="run all apps of this file (daemonkit.toml, a Procfile)")
+    until = "with -f: end when the first one has ended, with its status, or when none is left (all)"
+    parser.add_argument("--until", choices=("any", "all"), help=until)
+
+
+def _unit(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", nargs="?", help="the app").completer = _known_names  # type: ignore[attr-defined] # argcomplete's
+    parser.add_argument("-f", "--file", metavar="FILE", help="all apps of this file, by one unit")
+
+
 def _up(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("names", metavar="NAME", nargs="*", help="these alone, and what they come after")
     _file(parser)
@@ -125,6 +136,7 @@ COMMANDS: Final = {
         "the same in the foreground: under systemd, in a container, to debug",
         "daemonkit run web -i 4 --restart always -- python worker.py\n  daemonkit run -- python job.py",
         _own_name,
+        _foreground,
         _options,
         program="optional",
         usage="daemonkit run [NAME] [options] [-- CMD ARG...]",
@@ -179,7 +191,7 @@ COMMANDS: Final = {
         "_unit.unit",
         "print a systemd unit that runs the same app",
         "daemonkit unit web >/etc/systemd/system/web.service",
-        _name,
+        _unit,
     ),
 }
 
@@ -278,6 +290,6 @@ def _check_program(parser: argparse.ArgumentParser, wanted: str, options: argpar
         parser.error(f"unexpected argument {word!r}; put the program after --")
     if wanted == "none" and options.command is not None:
         parser.error("it takes no program")
-    nameless = getattr(options, "name", "") is None  # a run of no known app
+    nameless = options.verb == "run" and options.name is None and not options.file
     if options.command == [] or ((wanted == "required" or nameless) and not options.command):
         parser.error("give the program, after --")

@@ -29,7 +29,7 @@ DEGRADED: Final = "degraded"
 
 
 def report(app: App) -> Report:
-    """Return what the plain table shows of an app; `cpu` and `memory` are None."""
+    """Return what the plain table shows of an app, and the file that it belongs to; `cpu` and `memory` are None."""
     holder = app.holder()
     state = app.state_of(holder) if holder else app.last_state()
     pending = bool(holder and holder.locked_by_daemonkit and not state and app.state_is_pending())
@@ -45,6 +45,7 @@ def report(app: App) -> Report:
         "uptime": _age(holder.started) if holder else None,
         "cpu": None,
         "memory": None,
+        "file": state.get("file"),
     }
 
 

@@ -18,7 +18,7 @@ from daemonkit.cli._title import set_title
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any, Final, NoReturn
 
     from daemonkit.cli._app import Settings
@@ -215,6 +215,10 @@ def _interrupt_once(number: int, _frame: object) -> None:
 def run(options: argparse.Namespace) -> int:
     from daemonkit import AlreadyRunningError
 
+    if options.file:
+        from daemonkit.cli._foreground import run_file
+
+        return run_file(options)
     try:
         if options.name is None:
             _run_nameless(settings_of(options))
@@ -260,6 +264,30 @@ def run_app(app: App, settings: Settings) -> NoReturn:
         _heed_nohup(context)
         with context:
             sys.exit(_supervise(settings, context, app, log, list, must_start=False))
+
+
+def keep_in_foreground(app: App, settings: Settings, tell_ready: Callable[[], object]) -> int:
+    """Be that app; what it writes goes to this process's own streams, unless it has a log. Return its exit status.
+
+    SystemExit too. `tell_ready` is called once it is up.
+    """
+    from daemonkit import detached
+
+    check_startable(settings, app)
+    set_title(f"daemonkit: {app.name}")
+    log = settings.get("log")
+    with detached(pidfile=app.pidfile, stdout=log, stderr=log, prevent_core=False, detach_process=False):
+        return _supervise(settings, _Told(tell_ready), app, log, list, must_start=False)
+
+
+class _Told:
+    """Stands for the context of `detached` where somebody else is told that the app is up."""
+
+    def __init__(self, tell_ready: Callable[[], object]) -> None:
+        self._tell_ready = tell_ready
+
+    def ready(self, _status: str) -> None:
+        self._tell_ready()
 
 
 def _run_nameless(given: Settings) -> NoReturn:

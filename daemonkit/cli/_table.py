@@ -32,7 +32,7 @@ def ls(options: argparse.Namespace) -> int:
     if _usage_is_shown(options):
         _report.measure_once(reports)
     if options.json:
-        print(json.dumps(reports))
+        print(json.dumps([_public(report) for report in reports]))
     else:
         print_lines(table(reports))
     return status
@@ -47,10 +47,14 @@ def status(options: argparse.Namespace) -> int:
     if _usage_is_shown(options):
         _report.measure_once([report])
     if options.json:
-        print(json.dumps(report))
+        print(json.dumps(_public(report)))
     else:
         print_lines([*table([report]), "", *_details(report)])
     return _STATUS.get(report["state"], _NOT_RUNNING)
+
+
+def _public(report: Report) -> Report:
+    return {name: value for name, value in report.items() if name != "file"}
 
 
 def _usage_is_shown(options: argparse.Namespace) -> bool:
@@ -65,9 +69,17 @@ _INSTANCE_COLUMNS: Final = ("#", "pid", "state", "uptime", "restarts", "last exi
 
 
 def table(reports: Sequence[Report]) -> list[str]:
-    """Return the table of apps, line by line."""
+    """Return the table of apps, line by line: those of a file together, below its path."""
+    reports = sorted(reports, key=lambda report: report["file"] or "")
     rows = [(_colour(report["state"]), _cells(report)) for report in reports]
-    return _lines(_COLUMNS, rows, kept=3)
+    head, *lines = _lines(_COLUMNS, rows, kept=3)
+    grouped, file = [head], None
+    for report, line in zip(reports, lines, strict=True):
+        if report["file"] != file:
+            file = report["file"]
+            grouped += ["", f"{file}:"]
+        grouped.append(line)
+    return grouped
 
 
 def instance_table(report: Report) -> list[str]:

@@ -6,24 +6,32 @@ import math
 import os
 import sys
 
-from daemonkit.cli import _app
+from daemonkit.cli import _app, _appfile, _say
 from daemonkit.cli._app import App
 from daemonkit.cli._options import OPTIONS
+from daemonkit.cli._plan import in_order
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Mapping, Sequence
     from typing import Final
 
     from daemonkit.cli._app import Settings
+    from daemonkit.cli._appfile import AppFile
 
 _START: Final = 90.0  # seconds; systemd's own limit
 _MARGIN: Final = 5.0  # seconds that the supervisor itself may take, beyond its instances' stop timeout
 
 
 def unit(options: argparse.Namespace) -> int:
-    app = App(options.name)
-    print(unit_of(app.name, app.settings()), end="")
+    if (options.file is None) == (options.name is None):
+        raise _say.Usage("give either NAME or -f FILE; see: daemonkit unit --help")
+    if options.file:
+        print(unit_of_file(_appfile.read(_appfile.find(options.file))), end="")
+    else:
+        app = App(options.name)
+        print(unit_of(app.name, app.settings()), end="")
     return 0
 
 
@@ -41,19 +49,59 @@ def unit_of(name: str, settings: Settings) -> str:
             arguments += [f"{option.flag}={_written(option.name, one)}" for one in values]
     arguments += ["--", *settings["command"]]
     kept = settings.get("environment", os.environ)
+    return _text(
+        f"{name}, kept running by daemonkit",
+        f"This is the app itself. If it runs now, stop it before the unit is started: daemonkit stop {name}",
+        arguments,
+        settings.get("cwd", "/"),
+        {"PATH": kept.get("PATH", os.defpath)} | settings.get("env", {}),
+        settings.get("start_timeout", 0.0),
+        settings.get("stop_timeout", 10.0),
+    )
+
+
+def unit_of_file(file: AppFile) -> str:
+    """Return a systemd unit that runs all apps of a file."""
+    return _text(
+        f"the apps of {file.path}, kept running by daemonkit",
+        f"These are the apps themselves. Before the unit is started: daemonkit down -f {file.path}",
+        [sys.executable, "-m", "daemonkit", "run", "-f", file.path],
+        os.path.dirname(file.path),
+        {"PATH": os.environ.get("PATH", os.defpath)},
+        *(_longest(file, option, default) for option, default in (("start_timeout", 30.0), ("stop_timeout", 10.0))),
+    )
+
+
+def _longest(file: AppFile, option: str, default: float) -> float:
+    """Return how long all apps take at most, one after the other where one comes after another."""
+    until: dict[str, float] = {}
+    for name in in_order({name: wish.after for name, wish in file.apps.items()}):
+        wish = file.apps[name]
+        own = wish.settings.get(option, default) + _MARGIN
+        until[name] = own + max((until[other] for other in wish.after), default=0.0)
+    return max(until.values()) - _MARGIN
+
+
+def _text(  # noqa: PLR0913, PLR0917 - what a unit is made of
+    description: str,
+    remark: str,
+    arguments: Sequence[str],
+    cwd: str,
+    variables: Mapping[str, str],
+    start_timeout: float,
+    stop_timeout: float,
+) -> str:
     # Under systemd's own PATH the program may not be found; elsewhere than at home it would not be this app.
-    variables = {"PATH": kept.get("PATH", os.defpath), "DAEMONKIT_HOME": _app.home()} | settings.get("env", {})
+    variables = {"PATH": variables["PATH"], "DAEMONKIT_HOME": _app.home()} | {**variables}
     environment = "".join(f"Environment={_quoted(f'{key}={value}')}\n" for key, value in variables.items())
     user = f"User={os.geteuid()}\n" if os.geteuid() else ""  # otherwise root would run it
     command = " ".join(_quoted(word.replace("$", "$$")) for word in arguments)  # systemd expands $
-    start_timeout = max(_START, settings.get("start_timeout", 0.0) + _MARGIN)
-    stop_timeout = settings.get("stop_timeout", 10.0) + _MARGIN
+    start_timeout, stop_timeout = max(_START, start_timeout + _MARGIN), stop_timeout + _MARGIN
     return (
-        f"[Unit]\nDescription={name}, kept running by daemonkit\nAfter=network.target\n\n"
-        "[Service]\n"
-        f"# This is the app itself. If it runs now, stop it before the unit is started: daemonkit stop {name}\n"
+        f"[Unit]\nDescription={description.replace('%', '%%')}\nAfter=network.target\n\n"
+        f"[Service]\n# {remark}\n"
         f"Type=notify\nExecStart={command}\nExecReload=kill -HUP $MAINPID\n"
-        f"WorkingDirectory={settings.get('cwd', '/').replace('%', '%%')}\n{user}{environment}"
+        f"WorkingDirectory={cwd.replace('%', '%%')}\n{user}{environment}"
         f"KillMode=mixed\nTimeoutStartSec={_seconds(start_timeout)}\nTimeoutStopSec={_seconds(stop_timeout)}\nRestart=on-failure\n\n"
         "[Install]\nWantedBy=multi-user.target\n"
     )

@@ -6,11 +6,9 @@ import contextlib
 import os
 import sys
 
-from daemonkit._system.pidfd import wait_for_end
 from daemonkit.cli import _app, _appfile, _plan, _report, _say
 from daemonkit.cli._app import App
 from daemonkit.cli._plan import CHANGE, FORGET, GONE, KEEP, START, Found
-from daemonkit.cli._settings import present_environment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,8 +31,8 @@ _WOULD: Final = {START: "would be started", CHANGE: "would be changed", FORGET: 
 
 
 def up(options: argparse.Namespace) -> int:
-    file = _appfile.read(_appfile.find(options.file))
-    environment = present_environment() if options.update_env else None
+    file = _appfile.recall(_appfile.find(options.file))
+    environment = _present_environment() if options.update_env else None
 
     def planned() -> dict[str, Step]:
         return _plan.plan(file, look(file), names=options.names, prune=options.prune, environment=environment)
@@ -44,13 +42,21 @@ def up(options: argparse.Namespace) -> int:
         for name, step in steps.items():
             print(f"{name}: {_WOULD[step.do]}{_reasons(step.why)}" if step.do in _WOULD else _kept(name, step, file)[0])
         return 0
-    if any(step.do in _WOULD for step in steps.values()):
+    if file.texts or any(step.do in _WOULD for step in steps.values()):
         _app.make_home()
+        _appfile.remember(file)
+    if any(step.do in _WOULD for step in steps.values()):
         with turn(file.path):
             return _make_it_so(file, planned(), environment)
     kept = [_kept(name, step, file) for name, step in steps.items()]
     print("\n".join(line for line, _ in kept))
     return 0 if all(well for _, well in kept) else 1
+
+
+def _present_environment() -> dict[str, str]:
+    from daemonkit.cli._settings import present_environment
+
+    return present_environment()
 
 
 def look(file: AppFile) -> dict[str, Found]:
@@ -162,7 +168,7 @@ def bring(app: App, wish: Wish, path: str, environment: dict[str, str] | None) -
             return line.partition(": ")[2] if well else ""
         before = found.settings.get("environment") if found else None
         settings = wish.settings | {"file": path, "after": [*wish.after]}
-        settings["environment"] = environment or before or present_environment()
+        settings["environment"] = environment or before or _present_environment()
         if do == CHANGE:
             return _change(app, settings, why)
         try:
@@ -177,6 +183,8 @@ def bring(app: App, wish: Wish, path: str, environment: dict[str, str] | None) -
 
 def _settled(app: App) -> Found | None:
     """Return how an app is, once a start that is under way is decided; None if there is none."""
+    from daemonkit._system.pidfd import wait_for_end
+
     while True:
         holder = app.holder()
         try:

@@ -1,0 +1,50 @@
+"""A store as small as can be: a line `get KEY`, `set KEY VALUE` or `incr KEY` is answered by a line, the value.
+
+It keeps everything in memory, and writes it to a file when it is stopped.
+"""
+
+import json
+import os
+import signal
+import socketserver
+import sys
+from pathlib import Path
+
+import notify
+
+FILE = Path("store.json")
+values: dict[str, str] = json.loads(FILE.read_text()) if FILE.exists() else {}
+
+
+class Client(socketserver.StreamRequestHandler):
+    """Answer one client, line by line."""
+
+    def handle(self) -> None:
+        """Answer until it goes."""
+        for line in self.rfile:
+            command, key, *rest = line.decode().split(None, 2)
+            if command == "set":
+                values[key] = rest[0].strip()
+            elif command == "incr":
+                values[key] = str(int(values.get(key, "0")) + 1)
+            self.wfile.write(f"{values.get(key, '')}\n".encode())
+
+
+class Store(socketserver.UnixStreamServer):
+    """One client after the other: a command takes no time."""
+
+    allow_reuse_address = True
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    path = os.environ["STORE"]
+    Path(path).unlink(missing_ok=True)
+    with Store(path, Client) as server:
+        print(f"listening on {path}, with {len(values)} values")
+        notify.ready()
+        try:
+            server.serve_forever()
+        finally:
+            FILE.write_text(json.dumps(values))
+            print("values are kept")
