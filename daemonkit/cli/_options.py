@@ -117,7 +117,7 @@ def _path(text: str) -> str:
     if not text:
         raise ValueError
     if re.fullmatch(r"/dev/(stdin|stdout|stderr|fd/\d+)|/proc/self/fd/\d+", text):
-        raise _HintError("leave it out: what a supervisor's own streams are is for daemonkit to say")
+        raise _HintError("leave it out: run writes to its own stdout and stderr, start to the log")
     return absolute(text)
 
 

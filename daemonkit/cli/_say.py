@@ -46,7 +46,8 @@ def open_streams() -> None:
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - open as long as the process lives
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")
+        encoding = "utf-8" if sys.stdout.encoding.lower() in {"ascii", "us-ascii", "ansi_x3.4-1968"} else None
+        sys.stdout.reconfigure(encoding=encoding, errors="surrogateescape")  # the C locale knows no letter beyond z
 
 
 def flush(status: int) -> int:
