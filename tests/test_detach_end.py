@@ -187,6 +187,20 @@ def test_the_signal_map_is_laid_over_the_default_one(tmp_path: Path) -> None:
     assert stop(facts["pid"]) == 0
 
 
+def test_an_entry_that_was_taken_out_of_the_signal_map_stays_out(tmp_path: Path) -> None:
+    done = run(
+        tmp_path,
+        """
+        for number in (signal.SIGTSTP, signal.SIGHUP): signal.signal(number, signal.default_int_handler)
+        d = daemonkit.detached(detach_process=False)
+        del d.signal_map[signal.SIGTSTP], d.signal_map[signal.SIGHUP]
+        with d:
+            print(signal.getsignal(signal.SIGHUP) is signal.getsignal(signal.SIGTSTP) is signal.default_int_handler)
+    """,
+    )
+    assert (done.returncode, done.stdout) == (0, "True\n"), done
+
+
 def test_a_second_context_in_the_foreground_reopens_its_own_logs(tmp_path: Path) -> None:
     done = run(
         tmp_path,

@@ -98,8 +98,9 @@ class DetachedContext(DaemonContext):
     The body runs in the daemon. The caller waits until the daemon counts as started (the body begins; with
     `wait_ready`, it calls `ready()`) and then ends with status 0, running no ``finally`` and no exit handler of
     its own: those are the daemon's now. What fails before that is raised in the caller, with nothing left behind.
-    As process 1, with ``NOTIFY_SOCKET`` set, executed by systemd, or with parent 1 and no terminal, the same
-    program stays in the foreground instead, and all but the fork is done to it there.
+    As process 1, with ``NOTIFY_SOCKET`` set, executed by systemd or by `supervise` itself, or with parent 1 (or 0)
+    and no terminal, the same program stays in the foreground instead, and all but the fork is done to it there. The
+    daemon holds its pidfile until the process ends, the foreground until the ``with`` ends.
 
     Every option of `daemon.DaemonContext` keeps its name and meaning; these are new, or differ:
 
@@ -107,12 +108,15 @@ class DetachedContext(DaemonContext):
     None or `DEVNULL`; a path, read or appended to (created 0o640 less the umask); an open file or descriptor;
     ``stderr=STDOUT``. `umask`: None adds 0o022 to the caller's. `uid`, `gid`: numbers or names; a change of user
     takes that user's primary and supplementary groups (`initgroups=False`: none of the latter). `close_fds`:
-    "inherited" closes what this program was handed by whoever started it, "all" everything but `files_preserve`.
+    "inherited" gives up what this program was handed by whoever started it (what was open and inheritable when
+    daemonkit was imported), "all" closes everything but `files_preserve`.
     `detach_process`: True or False instead of the rule above. `wait_ready`, `start_timeout`: see above, seconds.
-    `signal_map`: signals or their names; by default DaemonContext's, and SIGHUP reopens the logs.
+    `signal_map`: signals or their names, laid over DaemonContext's and SIGHUP, which reopens the logs; a handler of
+    the program's own stays where its signal is not named.
 
     On entry it raises in the caller: TypeError, ValueError; OSError with the path; LookupError for an unknown
-    user or group; AlreadyRunningError; RuntimeError inside a running event loop or outside the main thread;
+    user or group; AlreadyRunningError; RuntimeError inside a running event loop, outside the main thread, in a test
+    of pytest's own process, and in a child of multiprocessing that only imports the main program again;
     StartError with the daemon's traceback; StartTimeoutError. After daemon(7), PEP 3143 and `DaemonContext`.
 
     >>> daemonkit.detached(stdout="app.log", umask="0o22")

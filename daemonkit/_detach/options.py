@@ -113,7 +113,7 @@ def handlers_to_set(signal_map: Mapping[SignalKey, Action]) -> dict[int, Action]
     for number, action in defaults.items():
         handler = signal.getsignal(number)
         owner = getattr(handler, "__self__", None)
-        if callable(handler) and not isinstance(owner, DaemonContext) and actions.get(number) == action:
+        if callable(handler) and not isinstance(owner, DaemonContext) and actions.get(number, "") == action:
             del actions[number]
     return actions
 
