@@ -12,9 +12,11 @@ import signal as _signal
 
 from daemonkit._pidfile.holder import find_holder, pidfile_path
 from daemonkit._system.check import check_boolean, check_seconds
+from daemonkit._system.group import ProcessGroup
 from daemonkit._system.handle import DetachedProcess
 from daemonkit._system.pidfd import open_pidfd
 from daemonkit._system.unpatched import close
+from daemonkit._system.wait import deadline_after
 from daemonkit.errors import NotRunningError, StopTimeoutError
 
 TYPE_CHECKING = False
@@ -57,7 +59,12 @@ def send_signal(pidfile: Path | PidFile, sig: int) -> None:
 
 
 def stop(
-    pidfile: Path | PidFile, timeout: float | None = 10.0, *, signal: int = _signal.SIGTERM, kill: bool = True
+    pidfile: Path | PidFile,
+    timeout: float | None = 10.0,
+    *,
+    signal: int = _signal.SIGTERM,
+    kill: bool = True,
+    group: bool = False,
 ) -> bool:
     """End the process that holds the pidfile; return once it is gone and the file is free.
 
@@ -66,6 +73,10 @@ def stop(
     killed. Raises NotRunningError if nothing ran, PermissionError if it belongs to another user, and with `kill=False`
     StopTimeoutError if it goes on running.
 
+    With `group`, what is left of its own process group once it has ended (the rest of a pipeline, a daemon's children)
+    is sent `signal` then, waited for within the same `timeout`, and killed after it. True means that all of it ended on
+    request. The caller, if it is in there itself, is spared.
+
     >>> daemonkit.spawn_detached(["sleep", "60"], pidfile="b.pid").running
     True
     >>> daemonkit.stop("b.pid")
@@ -73,21 +84,40 @@ def stop(
     """
     check_seconds("timeout", timeout)
     check_boolean("kill", kill)
+    check_boolean("group", group)
     process = attach(pidfile)
-    process.send_signal(signal)
-    if process.wait_for_end(timeout):
-        return True
-    if not kill:
-        message = f"process {process.pid} ({process.args}) did not end within {timeout:g} s, and was not to be killed"
-        raise StopTimeoutError(message, pid=process.pid)
+    with contextlib.ExitStack() as stack:
+        rest = ProcessGroup(process) if group else None
+        if rest:
+            stack.callback(rest.close)
+        left = _ask(process, rest, signal, timeout)
+        if left is None:
+            return True
+        if not kill:
+            message = f"process {left} ({process.args}) did not end within {timeout:g} s, and was not to be killed"
+            raise StopTimeoutError(message, pid=left)
+        left = _kill(process, rest)
+        if left is not None:
+            message = f"process {left} ({process.args}) hangs in the kernel: SIGKILL has not ended it"
+            raise StopTimeoutError(message, pid=left)
+    return False
+
+
+def _ask(process: DetachedProcess, rest: ProcessGroup | None, sig: int, timeout: float | None) -> int | None:
+    """Ask the process, and then what it has left behind; return the pid of one that has not ended in time."""
+    deadline = deadline_after(timeout)
+    process.send_signal(sig)
+    if not process.wait_for_end(timeout):
+        return process.pid
+    return rest.end(sig, deadline) if rest else None
+
+
+def _kill(process: DetachedProcess, rest: ProcessGroup | None) -> int | None:
+    """Do the same by SIGKILL, with the whole group at once."""
     with contextlib.suppress(ProcessLookupError, PermissionError):  # it has ended; all others are another user's
         if os.getpgid(process.pid) != os.getpgid(0):  # a child of the daemon may be the one that stops it
             process.send_signal(_signal.SIGKILL, group=True)
-    process.kill()
-    if not process.wait_for_end(_AFTER_KILL):
-        message = f"process {process.pid} ({process.args}) hangs in the kernel: SIGKILL has not ended it"
-        raise StopTimeoutError(message, pid=process.pid)
-    return False
+    return _ask(process, rest, _signal.SIGKILL, _AFTER_KILL)
 
 
 def _provable_holder(path: str) -> Holder:

@@ -15,6 +15,7 @@ import pytest
 from harness import PATIENCE, eventually
 from shell import COMMAND
 
+from daemonkit._supervise import logs as logs_module
 from daemonkit._supervise import pump as pump_module
 from daemonkit.cli import _keep
 
@@ -170,8 +171,8 @@ def test_a_full_disk_that_cuts_a_line_short_lets_nobody_wait_and_splits_nobodys(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = str(tmp_path / "log")
-    log, handler = pump_module.Log(path, 10_000, 5, None, None), _keep.LogHandler(path)
-    pump = pump_module.Pump(log, shared=True)
+    log, handler = logs_module.Log(path, 10_000, 5, None, None), _keep.LogHandler(path)
+    pump = pump_module.Pump(log, whole_lines=True)
     real, calls = os.write, iter(range(1000))
 
     def write(fd: int, data: bytes) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import harness
 import pytest
-from harness import ended, reported, run, stop
+from harness import alive, ended, eventually, reported, run, stop
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -175,7 +175,21 @@ def test_a_thread_without_a_name_is_counted_and_one_that_was_joined_is_not(tmp_p
         "unnamed",
     )
     assert "will not exist in the daemon: 1 of C libraries; start them in the body" in done.stderr
-    ended(reported(tmp_path)["pid"])
+
+
+def test_a_forked_child_that_becomes_a_daemon_is_warned_of_nothing(tmp_path: Path) -> None:
+    done = run(
+        tmp_path,
+        """
+        if pid := os.fork():
+            sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        with daemonkit.detached(working_directory="."):
+            report()
+    """,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    eventually(lambda: not alive(reported(tmp_path)["pid"]))
+    eventually(lambda: not alive(reported(tmp_path)["pid"]))
 
 
 def test_joined_threads_are_not_warned_of(tmp_path: Path) -> None:

@@ -149,7 +149,14 @@ def test_examples_in_docstrings(name: str, tmp_path: Path, monkeypatch: pytest.M
 def test_the_reference_has_every_argument(name: str) -> None:
     sections = re.split(r"^## ", (ROOT / "docs" / "reference.md").read_text(), flags=re.MULTILINE)
     section = next(text for text in sections if f"daemonkit.{name}\n" in text)
-    told = set(re.findall(r"`(\w+)`", section)) | {"pidfile", "sig", "timeout", "signal", "kill"}  # told by docstrings
+    told = set(re.findall(r"`(\w+)`", section)) | {
+        "pidfile",
+        "sig",
+        "timeout",
+        "signal",
+        "kill",
+        "group",
+    }  # told by docstrings
     assert set(inspect.signature(getattr(daemonkit, name)).parameters) <= told
 
 

@@ -138,3 +138,22 @@ def test_a_live_socket_whose_queue_is_full_is_refused_at_once(tmp_path: Path) ->
                 client.connect(str(tmp_path / "sock"))
         done = run(tmp_path, "daemonkit.supervise(['true'], listen='unix:sock')")
         assert done.returncode == 1 and "another process listens there" in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["address", "socket"])
+@pytest.mark.parametrize("nonblocking", [False, True])
+def test_tcp_listeners_do_not_delay_and_are_non_blocking_if_that_is_wished(
+    tmp_path: Path, kind: str, *, nonblocking: bool
+) -> None:
+    script = (
+        "import os, socket; s = socket.socket(fileno=3); print(s.getsockopt(6, socket.TCP_NODELAY), os.get_blocking(3))"
+    )
+    body = f"""
+sock = socket.create_server(("127.0.0.1", 0))
+listen = sock if {kind == "socket"} else "127.0.0.1:0"
+supervise([{sys.executable!r}, "-c", {script!r}], listen=[listen, "unix:sock"], listen_nonblocking={nonblocking}, stdout="out")
+assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 0 and os.get_blocking(sock.fileno())
+"""
+    with supervising(tmp_path, body) as supervisor:
+        assert supervisor.process.wait(PATIENCE) == 0, supervisor.errors.read_text()
+    assert (tmp_path / "out").read_text() == f"1 {not nonblocking}\n"

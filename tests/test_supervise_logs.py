@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from typing import TYPE_CHECKING
 
+import harness
 import pytest
-from harness import PATIENCE, eventually
+from harness import PATIENCE, eventually, run
 from supervising import supervising
 
+from daemonkit._supervise import logs as logs_module
 from daemonkit._supervise import pump as pump_module
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_logs_are_written_straight_by_default_and_named_for_the_instance(tmp_path: Path) -> None:
+def test_logs_are_named_for_the_instance(tmp_path: Path) -> None:
     body = """supervise(["sh", "-c", "echo out $DAEMONKIT_INSTANCE; echo err >&2"], instances=2, stdout="log.{instance}", stderr=daemonkit.STDOUT)"""
     with supervising(tmp_path, body) as supervisor:
         assert supervisor.process.wait(PATIENCE) == 0
@@ -82,8 +85,8 @@ def test_what_a_pump_has_read_is_written_before_it_waits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, shared: bool
 ) -> None:
     monkeypatch.setattr(pump_module, "_AT_ONCE", 1)
-    log = pump_module.Log(str(tmp_path / "log"), 1000, 5, None, None)
-    pump = pump_module.Pump(log, shared=shared)
+    log = logs_module.Log(str(tmp_path / "log"), 1000, 5, None, None)
+    pump = pump_module.Pump(log, whole_lines=shared)
     os.write(pump.writer, b"line\n")
     assert pump.pump() and (tmp_path / "log").read_text() == "line\n"
     pump.close()
@@ -118,3 +121,123 @@ def test_the_unfinished_last_line_of_one_of_many_is_not_lost(tmp_path: Path) -> 
     with supervising(tmp_path, body) as supervisor:
         assert supervisor.process.wait(PATIENCE) == 0, supervisor.errors.read_text()
     assert (tmp_path / "log").read_text() in {"end0end1", "end1end0"}
+
+
+def test_an_instance_that_opens_its_stderr_anew_does_not_empty_the_log(tmp_path: Path) -> None:
+    script = "for i in 1 2 3; do echo line $i; echo warning $i >/dev/stderr; echo more $i >/dev/stdout; done"
+    wanted = [f"{word} {i}" for i in (1, 2, 3) for word in ("line", "warning", "more")]
+    for name, body in {
+        "path": f"supervise(['sh', '-c', {script!r}], stdout='path', stderr=daemonkit.STDOUT)",
+        "file": f"with open('file', 'a') as out: supervise(['sh', '-c', {script!r}], stdout=out, stderr=daemonkit.STDOUT)",
+        "own": f"fd = os.open('own', os.O_WRONLY | os.O_APPEND | os.O_CREAT); os.dup2(fd, 1); os.dup2(fd, 2)\nsupervise(['sh', '-c', {script!r}])",
+    }.items():
+        with supervising(tmp_path, body) as supervisor:
+            assert supervisor.process.wait(PATIENCE) == 0, supervisor.errors.read_text()
+        assert (tmp_path / name).read_text().splitlines() == wanted, name
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
+@pytest.mark.parametrize("where", ["pipe", "file", "rotated", "device"])
+def test_another_user_can_open_its_stdout_anew_and_nothing_that_was_there_changes_hands(
+    tmp_path: Path, where: str
+) -> None:
+    harness.let_everybody_in(tmp_path)
+    (tmp_path / "old").touch(mode=0o644)
+    script = "echo one; echo two >/dev/stdout || echo failed; echo three >/dev/stderr"
+    options = {
+        "pipe": "",
+        "file": ", stdout='old', stderr=daemonkit.STDOUT",
+        "rotated": ", stdout='new', stderr=daemonkit.STDOUT, log_max_bytes=1000",
+        "device": ", stdout='/dev/null', stderr=daemonkit.STDOUT",
+    }[where]
+    before = os.stat("/dev/null").st_uid
+    body = (
+        f"summary = daemonkit.supervise(['sh', '-c', {script!r}], user='nobody'{options})\nsys.exit(summary.exitcode)"
+    )
+    done = run(tmp_path, body)
+    assert done.returncode == 0, done.stderr
+    if where == "pipe":
+        assert (done.stdout, done.stderr) == ("one\ntwo\n", "three\n")
+    elif where != "device":
+        assert (tmp_path / {"file": "old", "rotated": "new"}[where]).read_text() == "one\ntwo\nthree\n"
+    assert os.stat("/dev/null").st_uid == before == 0 and (tmp_path / "old").stat().st_uid == 0
+    assert where != "rotated" or (tmp_path / "new").stat().st_uid == 65534
+
+
+@pytest.mark.parametrize("where", ["pump", "pipe"])
+def test_a_descriptor_that_one_run_left_non_blocking_is_blocking_again_for_the_next(tmp_path: Path, where: str) -> None:
+    script = "import os, sys\nnew = not os.path.exists('first')\nopen('first', 'w').close()\nopen('found', 'a').write(f'{os.get_blocking(1)} ')\nos.set_blocking(1, False)\nsys.exit(new)"
+    body = f"""
+r, w = os.pipe()
+options = dict(stdout="log") if {where == "pump"} else dict(stdout=w)
+supervise([{sys.executable!r}, "-c", {script!r}], **options)
+"""
+    with supervising(tmp_path, body) as supervisor:
+        assert supervisor.process.wait(PATIENCE) == 0, supervisor.errors.read_text()
+    assert (tmp_path / "found").read_text() == "True True "
+
+
+@pytest.mark.parametrize("how", ["move", "remove", "folder"])
+def test_sighup_and_each_start_open_a_log_anew_that_is_gone(tmp_path: Path, how: str) -> None:
+    (tmp_path / "logs").mkdir()
+    body = (
+        "supervise(['sh', '-c', 'echo $$; exec sleep 1000'], stdout='logs/log', log_max_bytes=10_000, min_uptime=0.1)"
+    )
+    log = tmp_path / "logs" / "log"
+    with supervising(tmp_path, body) as supervisor:
+        first = supervisor.until("start")[0]["pid"]
+        eventually(lambda: log.read_text() == f"{first}\n")
+        if how == "move":
+            log.rename(tmp_path / "logs" / "log.1")
+        else:
+            log.unlink()
+        if how == "folder":
+            (tmp_path / "logs").rmdir()
+            (tmp_path / "logs").mkdir()
+            os.kill(first, signal.SIGKILL)
+        else:
+            supervisor.process.send_signal(signal.SIGHUP)
+        second = supervisor.until("start", 2)[1]["pid"]
+        eventually(lambda: log.read_text() == f"{second}\n")
+        supervisor.stop()
+
+
+def test_ten_megabyte_lines_of_two_instances_in_one_plain_file_are_not_split(tmp_path: Path) -> None:
+    writer = "import os\nfor _ in range(3):\n    line = os.environ['DAEMONKIT_INSTANCE'].encode() * 10_000_000 + b'\\n'\n    while line: line = line[os.write(1, line[:1 << 16]):]"
+    body = f"""supervise([{sys.executable!r}, "-c", {writer!r}], instances=2, stdout="log", restart="never")"""
+    with supervising(tmp_path, body) as supervisor:
+        assert supervisor.process.wait(PATIENCE) == 0, supervisor.errors.read_text()
+    lines = (tmp_path / "log").read_bytes().splitlines()
+    assert sorted(lines) == [digit * 10_000_000 for digit in (b"0", b"0", b"0", b"1", b"1", b"1")]
+
+
+def test_lines_in_a_pump_survive_the_calling_process(tmp_path: Path) -> None:
+    writer = "import os, time\nopen('begun', 'w').close()\nwhile not os.path.exists('go'): time.sleep(0.01)\nfor n in range(1000): print(n, flush=True)\nopen('done', 'w').close(); time.sleep(1000)"
+    body = f"""supervise([{sys.executable!r}, "-c", {writer!r}], stdout="log")"""
+    with supervising(tmp_path, body) as supervisor:
+        eventually((tmp_path / "begun").exists)
+        worker = supervisor.worker
+        os.kill(supervisor.pid, signal.SIGSTOP)  # it reads nothing any more
+        (tmp_path / "go").touch()
+        eventually((tmp_path / "done").exists)
+        supervisor.process.kill()
+        supervisor.process.wait(PATIENCE)
+        eventually(lambda: not harness.alive(worker))
+    assert (tmp_path / "log").read_text().split() == [str(n) for n in range(1000)]
+
+
+def test_each_line_begins_with_the_time_and_the_instance_if_that_is_wished(tmp_path: Path) -> None:
+    body = """supervise(["sh", "-c", "printf 'a\\\\nb'; echo c >&2"], instances=2, log_format="{time} [{instance}] ", stdout="out", stderr="err")"""
+    with supervising(tmp_path, body) as supervisor:
+        assert supervisor.process.wait(PATIENCE) == 0, supervisor.errors.read_text()
+    stamp = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}[+-]\d\d:\d\d"
+    out = (tmp_path / "out").read_text().replace("b2", "b\n2").replace("\n\n", "\n")
+    assert len(re.findall(rf"(?m)^{stamp} \[[01]\] a$", out)) == 2, out
+    assert len(re.findall(rf"{stamp} \[[01]\] b", out)) == 2
+    assert len(re.findall(rf"(?m)^{stamp} \[[01]\] c$", (tmp_path / "err").read_text())) == 2
+
+
+def test_log_format_holds_for_a_pipe_too_and_waits_for_its_reader(tmp_path: Path) -> None:
+    body = "daemonkit.supervise(['seq', '200000'], log_format='{instance}: ')"
+    done = run(tmp_path, body)
+    assert done.stdout.splitlines() == [f"0: {n}" for n in range(1, 200_001)]

@@ -116,12 +116,14 @@ def test_sigchld_as_a_stop_signal_hides_no_end(tmp_path: Path) -> None:
 
 def test_a_stop_between_two_workers_starts_nothing_any_more(tmp_path: Path) -> None:
     body = """
+from daemonkit._supervise import guardian
+guardian._WORKER_BACKOFF = type("Backoff", (), {"delay": lambda in_row: 1.0})  # however long the worker has lived
 class Killed(logging.Handler):
     killed = 0
     def emit(self, record):
         self.killed += record.getMessage().startswith("the worker process was killed")
         if self.killed == 2:
-            signal.setitimer(signal.ITIMER_REAL, 0.03)  # within the pause of 0.1 s
+            signal.setitimer(signal.ITIMER_REAL, 0.03)  # within the pause
 logging.getLogger("daemonkit").addHandler(Killed())
 signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
 assert supervise(["sleep", "1000"]).instances[0].state == "stopped"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import traceback
 from importlib import import_module
@@ -20,11 +21,12 @@ def load_ahead() -> None:
     An import would fail there with "No module named ...", which hides the real cause. It takes 0.1 s, so it is done
     only then.
     """
-    for name in _NEEDED:
-        import_module(name)
-    package = sys.modules["daemonkit"]
-    for name in package.__all__:
-        getattr(package, name)
+    with contextlib.suppress(ImportError):  # this program has given up its rights itself: then it is too late
+        for name in _NEEDED:
+            import_module(name)
+        package = sys.modules["daemonkit"]
+        for name in package.__all__:
+            getattr(package, name)
     try:
         import_module("daemonkit" + ".absent")
     except ImportError as error:

@@ -1,70 +1,82 @@
-"""posix_spawn(3) with a working directory, by the C library itself: `os.posix_spawn` has no word for that."""
+"""posix_spawn(3) by the C library itself, which can do more than `os.posix_spawn`.
+
+It enters a directory, and on glibc it closes whatever is open, on every Python: nobody has to list the descriptors, and
+none escapes that another thread opens meanwhile.
+"""
 
 from __future__ import annotations
 
 import os
 
-from daemonkit._system.libc import load_libc
+try:
+    import ctypes
+
+    # PyDLL keeps other Python threads from changing the environment meanwhile, as `os.posix_spawn` does.
+    _libc = ctypes.PyDLL(None)
+except ImportError:  # a Python without ctypes
+    _libc = None  # type: ignore[assignment]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from typing import Final
 
+CAN_ENTER: Final = hasattr(_libc, "posix_spawn_file_actions_addchdir_np")  # glibc 2.29, musl 1.1.24
+CAN_CLOSE_ALL: Final = CAN_ENTER and hasattr(_libc, "posix_spawn_file_actions_addclosefrom_np")  # glibc 2.34
 _FLAGS: Final = 0x04 | 0x08 | 0x80  # POSIX_SPAWN_SETSIGDEF, _SETSIGMASK, _SETSID of spawn.h, in glibc and musl
 _SIZE: Final = 1024  # bytes; more than any of the structures has, in glibc and musl
 
 
-def has_spawn_in() -> bool:
-    """Tell whether the C library can start a program in a directory: glibc 2.29, musl 1.1.24. Loads what it takes."""
-    try:
-        return hasattr(load_libc(), "posix_spawn_file_actions_addchdir_np")
-    except ImportError:  # a Python without ctypes
-        return False
+def _make_attributes() -> ctypes.Array[ctypes.c_char]:
+    """Return a posix_spawnattr_t: a new session, no signal blocked, and each at its default."""
+    attributes, signals = ctypes.create_string_buffer(_SIZE), ctypes.create_string_buffer(_SIZE)
+    _libc.posix_spawnattr_init(attributes)
+    _libc.posix_spawnattr_setflags(attributes, ctypes.c_short(_FLAGS))
+    _libc.sigemptyset(signals)
+    _libc.posix_spawnattr_setsigmask(attributes, signals)
+    _libc.sigfillset(signals)
+    _libc.posix_spawnattr_setsigdefault(attributes, signals)
+    return attributes
 
 
-def spawn_in(  # noqa: PLR0913, PLR0917 - posix_spawn(3) has as many
-    cwd: bytes,
+_attributes = _make_attributes() if CAN_ENTER else None
+
+
+def spawn(  # noqa: PLR0913, PLR0917 - posix_spawn(3) has as many
     path: bytes,
     argv: Sequence[bytes],
-    env: Mapping[bytes, bytes],
-    actions: Iterable[tuple[int, ...]],
+    env: Mapping[bytes, bytes] | None,
+    actions: Iterable[tuple[str, int, int]],
+    cwd: bytes | None,
     started: list[int],
 ) -> None:
-    """Do what `os.posix_spawn` does with these actions, all signals at their default and a new session, in `cwd`.
+    """Start a program in a new session with all signals at their default; `env` None is the caller's.
 
-    Puts the pid in `started`, also if a signal handler raises in the midst of this. Raises OSError.
+    The pid is in `started` also if a signal handler raises in the midst of this. Raises OSError.
     """
-    import ctypes  # noqa: PLC0415 - load_libc() has loaded it
-
-    libc = load_libc()
-    by_kind = {
-        os.POSIX_SPAWN_DUP2: libc.posix_spawn_file_actions_adddup2,
-        os.POSIX_SPAWN_CLOSE: libc.posix_spawn_file_actions_addclose,
-    }
-    if (close_from := getattr(os, "POSIX_SPAWN_CLOSEFROM", None)) is not None:
-        by_kind[close_from] = libc.posix_spawn_file_actions_addclosefrom_np
-    attributes, files, signals = (ctypes.create_string_buffer(_SIZE) for _ in range(3))
-    variables = [name + b"=" + value for name, value in env.items()]
-    pid = ctypes.c_int(0)
-    libc.posix_spawnattr_init(attributes)
-    libc.posix_spawn_file_actions_init(files)
+    files, pid = ctypes.create_string_buffer(_SIZE), ctypes.c_int(0)
+    own = ctypes.c_void_p.in_dll(_libc, "environ")
+    variables = own if env is None else _vector([name + b"=" + value for name, value in env.items()])
+    _libc.posix_spawn_file_actions_init(files)
     try:
-        libc.posix_spawnattr_setflags(attributes, ctypes.c_short(_FLAGS))
-        libc.sigemptyset(signals)
-        libc.posix_spawnattr_setsigmask(attributes, signals)
-        libc.sigfillset(signals)
-        libc.posix_spawnattr_setsigdefault(attributes, signals)
-        for kind, *numbers in actions:
-            _check(by_kind[kind](files, *numbers))
-        _check(libc.posix_spawn_file_actions_addchdir_np(files, cwd))
-        vectors = ((ctypes.c_char_p * (len(part) + 1))(*part, None) for part in (argv, variables))
-        _check(libc.posix_spawn(ctypes.byref(pid), path, files, attributes, *vectors))
+        for kind, fd, to in actions:
+            if kind == "dup2":
+                _check(_libc.posix_spawn_file_actions_adddup2(files, fd, to))
+            elif kind == "close":
+                _check(_libc.posix_spawn_file_actions_addclose(files, fd))
+            else:
+                _check(_libc.posix_spawn_file_actions_addclosefrom_np(files, fd))
+        if cwd is not None:
+            _check(_libc.posix_spawn_file_actions_addchdir_np(files, cwd))
+        _check(_libc.posix_spawn(ctypes.byref(pid), path, files, _attributes, _vector(argv), variables))
     finally:
         if pid.value:
             started.append(pid.value)
-        libc.posix_spawn_file_actions_destroy(files)
-        libc.posix_spawnattr_destroy(attributes)
+        _libc.posix_spawn_file_actions_destroy(files)
+
+
+def _vector(parts: Sequence[bytes]) -> ctypes.Array[ctypes.c_char_p]:
+    return (ctypes.c_char_p * (len(parts) + 1))(*parts, None)
 
 
 def _check(number: int) -> None:

@@ -1,9 +1,7 @@
 """Launch a detached program: `spawn_detached`.
 
-There are three ways to start one; none of them costs more in a caller with much memory, and all of them return once
-the program has been exec'ed. `os.posix_spawn` is the quick one, and resets signals in the child alone, but knows no
-`cwd`, `umask` or `user`. `subprocess.Popen` knows those, but passes on ignored and blocked signals. Where there are
-both, `Popen` starts a small Python program that resets the signals and becomes the one that was asked for.
+Everything that can be refused is looked up first. Then what the program takes is opened, the program is started by
+one of the ways in ways.py, and its handle is made; a failure undoes what was done before it.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ from daemonkit._system.pidfd import has_ended, is_child, open_pidfd, reap, requi
 from daemonkit._system.process import Identity, identity_of, ticks
 from daemonkit._system.program import command_of, directory_of, environment_of, find_program
 from daemonkit._system.run_mark import set_free
-from daemonkit._system.streams import STREAM_NAMES, fill_closed
+from daemonkit._system.streams import STREAM_NAMES
 from daemonkit._system.unpatched import close
 from daemonkit._system.users import owner_of
 
@@ -101,8 +99,8 @@ def spawn_detached(  # noqa: PLR0913 - each is an option of its own, and keyword
     started: list[int] = []
     try:
         with contextlib.ExitStack() as fill, contextlib.ExitStack() as always, contextlib.ExitStack() as undo:
-            fill_closed(fill)
-            null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            while (null := os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) < 3:
+                fill.callback(close, null)  # 0, 1 or 2 is closed here: nothing else may land on it
             always.callback(close, null)
             hold = None
             if lock:
@@ -139,6 +137,8 @@ def spawn_detached(  # noqa: PLR0913 - each is an option of its own, and keyword
 
 
 def _check_pass_fds(pass_fds: object) -> frozenset[int]:
+    if isinstance(pass_fds, tuple) and not pass_fds:
+        return frozenset()
     if isinstance(pass_fds, (str, bytes)) or not isinstance(pass_fds, Iterable):
         raise TypeError(f"pass_fds: descriptors, not {pass_fds!r}")
     kept = frozenset(descriptor_of("pass_fds", fd) for fd in pass_fds)

@@ -1,17 +1,17 @@
 """The ways to start a program.
 
 None of them costs more in a caller with much memory, except a change of user, and each returns once the program has
-been exec'ed. `os.posix_spawn` resets signals in the child alone, but has no `cwd`, `umask` or `user`.
-`subprocess.Popen` has those, but passes on the signals that are ignored or blocked. For a caller that ignores or
-blocks signals, as one under nohup(1), and wants one of those too, there are three more:
+been exec'ed. posix_spawn(3) is the quickest; it resets signals in the child alone, but has no `umask` and no `user`.
+`subprocess.Popen` has those, but passes on the signals that are ignored or blocked. For a caller that ignores or blocks
+signals, as one under nohup(1), and wants another umask or user, there are two more:
 
-- `cwd`: the C library's own posix_spawn(3), which has the directory that `os.posix_spawn` lacks.
-- `umask`, `user`: a small Python program (become.py) that resets the signals and becomes the program.
-- `umask`, where this program is frozen or embedded, so that `sys.executable` is no Python that would run it: /bin/sh.
+- A small Python program (become.py) resets the signals and becomes the program.
+- Where this program is frozen or embedded, so that `sys.executable` is no Python that would run it, /bin/sh sets the
+  umask. For another user an error says how to reset the signals first.
 
-The shell alone would do for `cwd` and `umask`. But it drops variables whose names it can't spell and sets some of its
-own, it can't give a program another name than its path, it runs a file without a first line as a script, and its
-caller does not learn why a program could not be run.
+The shell would do for every umask. But it drops variables whose names it can't spell and sets some of its own, it
+can't give a program another name than its path, it runs a file without a first line as a script, and its caller does
+not learn why a program could not be run.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ import sys
 from collections import namedtuple
 from functools import partial
 
+from daemonkit._spawn import libc
 from daemonkit._spawn.blame import blamed, check_executable
 from daemonkit._spawn.ends import input_file
-from daemonkit._spawn.libc import has_spawn_in, spawn_in
 from daemonkit._spawn.popen import popen
 from daemonkit._system.descriptors import inheritable_descriptors
+from daemonkit._system.program import own_environment
 from daemonkit._system.signals import ALL_SIGNALS
 from daemonkit._system.streams import STREAM_NAMES
 from daemonkit._system.unpatched import close, genuine
@@ -45,7 +46,7 @@ _RESET: Final = ALL_SIGNALS - {signal.SIGKILL, signal.SIGSTOP}
 # Python ignores SIGPIPE and SIGXFSZ, and Popen sets them back. The C library keeps 32 and 33 for itself, and its
 # posix_spawn(3) leaves them ignored in every program that it starts: in everything that make(1) runs, for one.
 HARMLESS_IGNORED: Final = 1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1 | 1 << 32 - 1 | 1 << 33 - 1
-_CLOSE_FROM: Final = getattr(os, "POSIX_SPAWN_CLOSEFROM", None)  # Python 3.13
+_FEW: Final = 64  # descriptors; to close as many takes less than to list them
 
 
 class Plan(namedtuple("Plan", ("path", "argv", "env", "streams", "keep", "cwd", "umask", "owner"))):
@@ -68,16 +69,20 @@ class Plan(namedtuple("Plan", ("path", "argv", "env", "streams", "keep", "cwd", 
 def start_program(plan: Plan, started: list[int], program: str | bytes) -> None:
     """Start the program, and put its pid in `started` in the same moment."""
     try:
-        if plan.cwd is None and plan.umask < 0 and not plan.owner and _spawn(plan, started):
+        if plan.umask < 0 and not plan.owner and _can_enter(plan) and _spawn(plan, started):
             return
-        if not _has_odd_signals():
-            _popen(plan, started)
-        elif plan.umask >= 0 or plan.owner or not (has_spawn_in() and _spawn(plan, started)):
+        if _has_odd_signals():
             _start_for_odd_signals(plan, started)
+        else:
+            _popen(plan, started)
     except OSError as error:
         if error.filename is not None and error.filename in {plan.cwd, sys.executable}:
             raise
         raise blamed(error, plan, program) from None
+
+
+def _can_enter(plan: Plan) -> bool:
+    return plan.cwd is None or libc.CAN_ENTER
 
 
 def _start_for_odd_signals(plan: Plan, started: list[int]) -> None:
@@ -93,19 +98,16 @@ def _start_for_odd_signals(plan: Plan, started: list[int]) -> None:
 
 def _spawn(plan: Plan, started: list[int]) -> bool:
     """Start it by posix_spawn(3); return False where that can't be told which descriptors to pass."""
-    actions: list[tuple[int, ...]] = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(plan.streams)]
-    actions += [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in plan.keep]  # which makes it inheritable, in the child alone
-    if plan.keep or _CLOSE_FROM is None:
-        handed = inheritable_descriptors() - plan.keep
-        actions += [(os.POSIX_SPAWN_CLOSE, fd) for fd in handed]
-    if _CLOSE_FROM is not None:  # also what another thread has opened since
-        actions.append((_CLOSE_FROM, max(plan.keep, default=2) + 1))
-    env = os.environb.copy() if plan.env is None else plan.env
+    actions = _actions(plan)
     try:
-        if plan.cwd is not None:
-            spawn_in(os.fsencode(plan.cwd), plan.path, plan.argv, env, actions, started)
+        if libc.CAN_ENTER:
+            cwd = None if plan.cwd is None else os.fsencode(plan.cwd)
+            libc.spawn(plan.path, plan.argv, plan.env, actions, cwd, started)
             return True
-        start = partial(genuine(os.posix_spawn), file_actions=actions, setsid=True, setsigmask=(), setsigdef=_RESET)
+        kinds = {"dup2": os.POSIX_SPAWN_DUP2, "close": os.POSIX_SPAWN_CLOSE}
+        files = [(kinds[kind], fd, to)[: 3 if kind == "dup2" else 2] for kind, fd, to in actions]
+        start = partial(genuine(os.posix_spawn), file_actions=files, setsid=True, setsigmask=(), setsigdef=_RESET)
+        env = own_environment() if plan.env is None else plan.env
         # One step for the interpreter: no signal handler can come in between, and lose the pid.
         started.extend(map(start, [plan.path], [plan.argv], [env]))
     except OSError as error:
@@ -113,6 +115,21 @@ def _spawn(plan: Plan, started: list[int]) -> bool:
             return False
         raise
     return True
+
+
+def _actions(plan: Plan) -> list[tuple[str, int, int]]:
+    """Return what the child does with its descriptors before the exec."""
+    actions = [("dup2", fd, number) for number, fd in enumerate(plan.streams)]
+    actions += [("dup2", fd, fd) for fd in plan.keep]  # which makes it inheritable, in the child alone
+    last = max(plan.keep, default=2)
+    if libc.CAN_CLOSE_ALL and last < _FEW:
+        unwanted: Iterable[int] = range(3, last)  # to close a number that is not open does no harm
+    else:
+        unwanted = inheritable_descriptors()
+    actions += [("close", fd, fd) for fd in unwanted if fd not in plan.keep]
+    if libc.CAN_CLOSE_ALL:
+        actions.append(("closefrom", last + 1, 0))
+    return actions
 
 
 def _popen(plan: Plan, started: list[int]) -> None:
@@ -172,7 +189,7 @@ def is_python() -> bool:
 def _become(plan: Plan, started: list[int]) -> None:
     """Start a Python that sets back what Popen passes on, and becomes the program."""
     owner = (plan.owner.uid, plan.owner.gid, plan.owner.groups) if plan.owner else None
-    env = dict(os.environb) if plan.env is None else plan.env
+    env = own_environment() if plan.env is None else plan.env
     with contextlib.ExitStack() as stack:
         spec = input_file(marshal.dumps((plan.path, list(plan.argv), env, plan.umask, owner)))
         stack.callback(close, spec)
@@ -201,7 +218,7 @@ _OF_SHELLS: Final = (b"PWD", b"OLDPWD", b"SHLVL", b"_", b"IFS", b"OPTIND", b"PPI
 
 
 def _shell_will_do(plan: Plan) -> bool:
-    if plan.umask < 0 or plan.owner or (plan.cwd is not None and not has_spawn_in()):
+    if plan.umask < 0 or plan.owner or not _can_enter(plan):
         return False
     return all(os.access(path, os.X_OK) for path in (_SHELL, _ENV))
 
@@ -212,7 +229,7 @@ def _by_shell(plan: Plan) -> Plan:
     A shell drops the variables whose names it can't spell, and sets some of its own: env(1) mends both.
     """
     check_executable(plan)
-    env = dict(os.environb) if plan.env is None else plan.env
+    env = own_environment() if plan.env is None else plan.env
     mended = [b"-u" + name for name in _OF_SHELLS if name not in env]
     mended += [name + b"=" + env[name] for name in env if name in _OF_SHELLS or not _is_word(name)]
     script = b'umask "$0" && exec "$@"'
@@ -235,10 +252,6 @@ def _has_odd_signals() -> bool:
         return True
     blocked, ignored = (int(text.partition(name)[2][:16], 16) for name in (b"\nSigBlk:\t", b"\nSigIgn:\t"))
     return bool(blocked or ignored & ~HARMLESS_IGNORED)
-
-
-if _has_odd_signals():  # under nohup(1): what a start takes is loaded now, as a change of user may put it out of reach
-    has_spawn_in()
 
 
 def end_started(started: list[int]) -> None:

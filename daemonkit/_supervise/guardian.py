@@ -56,9 +56,9 @@ class _Record:
 class Guardian:
     """What the calling process does meanwhile: signals, events, logs, and a look at the worker."""
 
-    def __init__(self, settings: Settings, pumps: tuple[Pump, ...], on_event: Callable[[Event], object] | None) -> None:
+    def __init__(self, settings: Settings, on_event: Callable[[Event], object] | None) -> None:
         self._settings = settings
-        self._pumps = {pump.reader: pump for pump in pumps}
+        self._pumps = {pump.reader: pump for pump in settings.plumbing.pumps.values()}
         self._on_event = on_event
         self._records = [_Record() for _ in range(settings.instances)]
         self._workers = 0
@@ -141,8 +141,6 @@ class Guardian:
         settings = self._settings
         control.close()
         close(spare)
-        for fd in {fd for pump in self._pumps.values() for fd in (pump.reader, pump.log.fd)}:
-            close(fd)
         if self.bell:
             signal.set_wakeup_fd(-1)
             for end in self.bell:
@@ -151,8 +149,7 @@ class Guardian:
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         if settings.target is None:
-            keep = {*settings.listen, *settings.pipes.values(), theirs.fileno(), guardian}
-            keep |= {stream.fd for stream in settings.streams if stream.fd is not None}
+            keep = {*settings.listen, *settings.plumbing.descriptors(), theirs.fileno(), guardian}
             close_all(inheritable_descriptors() - keep)
             for fd in settings.listen:  # as 3 and up, and not a second time
                 os.set_inheritable(fd, False)
@@ -185,22 +182,27 @@ class Guardian:
             timeout = None if retry == math.inf else max(retry - time.monotonic(), 0) * 1000 + 1
             ready = {fd for fd, _ in poller.poll(timeout)}
             if self.bell and self.bell[0].fileno() in ready:
-                with contextlib.suppress(BlockingIOError):
-                    self.bell[0].recv(4096)
-                self.adopted.reap()
+                self._hear_bell()
             self._obey()
+            # First of all, as it says that a run starts, whose output may go to a log that is to be opened anew.
+            if control.fileno() in ready:
+                done = self._read_messages(control) or done
             for fd, pump in self._pumps.items():
                 if fd in ready or retry < math.inf:
                     pump.pump()
                     poller.modify(fd, 0 if pump.retry_at < math.inf else select.POLLIN)
-            if control.fileno() in ready:
-                done = self._read_messages(control) or done
             if done:  # the worker waits for this before it ends: so what was set free does not come to this process
                 self.adopted.finish()
                 with contextlib.suppress(OSError):
                     control.shutdown(socket.SHUT_WR)
             if worker in ready:
                 return self._read_messages(control) or done
+
+    def _hear_bell(self) -> None:
+        if self.bell:
+            with contextlib.suppress(BlockingIOError):
+                self.bell[0].recv(4096)
+        self.adopted.reap()
 
     def _obey(self) -> None:
         """Pass on what signals have said."""
@@ -214,6 +216,8 @@ class Guardian:
                 if callable(before):
                     with self.adopted.callers_turn():
                         before(number, None)  # as that of detached(), which opens the logs anew
+                for sink in self._settings.plumbing.sinks:
+                    sink.reopen()
                 self._send("reload", [1, 2])
             elif self._order:
                 self._order = "kill"
@@ -238,6 +242,9 @@ class Guardian:
                     case ("state", index, state, starts, exitcode):
                         record = self._records[index]
                         record.state, record.starts, record.exitcode = state, record.before + starts, exitcode
+                    case ("starting", index):
+                        for pump in self._pumps_of(index):
+                            pump.log.reopen()
                     case ("log", level, text):
                         _logger.log(level, "%s", text)
                     case ("event", kind, index, pid, exitcode, when):
@@ -250,7 +257,8 @@ class Guardian:
             pids.add(event.pid)
         elif event.kind == "exit":
             pids.discard(event.pid)
-            for pump in self._pumps.values():  # its last lines come before the news of its end
+            for pump in self._pumps_of(event.instance):  # its last lines come before the news of its end
+                pump.log.reopen()  # the next run may have begun to print
                 pump.pump()
         if self._on_event:
             try:
@@ -258,6 +266,10 @@ class Guardian:
                     self._on_event(event)
             except Exception:
                 _logger.exception("on_event raised; the supervising goes on")
+
+    def _pumps_of(self, index: int) -> set[Pump]:
+        pumps = self._settings.plumbing.pumps
+        return {pump for number in (1, 2) if (pump := pumps.get((number, index)))}
 
     def _clear(self) -> None:
         """End what a worker that was killed has left."""
@@ -273,11 +285,15 @@ class Guardian:
             pump.pump()
 
     def _pause(self, seconds: float) -> None:
-        """Wait, unless a signal says otherwise."""
+        """Wait, unless a signal orders to stop."""
+        end = time.monotonic() + seconds
         poller = poll()
         if self.bell:
             poller.register(self.bell[0], select.POLLIN)
-        poller.poll(seconds * 1000)
+        while not self._order and (left := end - time.monotonic()) > 0:
+            poller.poll(left * 1000)
+            self._hear_bell()
+            self._obey()
         self._obey()
 
     def _summary(self) -> Summary:

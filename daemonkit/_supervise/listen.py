@@ -25,14 +25,29 @@ _LAST_STREAM: Final = 2
 _LAST_PORT: Final = 65535
 
 
-def bind_sockets(listen: object, stack: contextlib.ExitStack) -> tuple[list[socket.socket], list[socket.socket]]:
-    """Return the sockets, and those of them that were opened here; the stack closes those."""
+def bind_sockets(
+    listen: object, stack: contextlib.ExitStack, *, nonblocking: bool
+) -> tuple[list[socket.socket], list[socket.socket]]:
+    """Return the sockets, and those of them that were opened here; the stack closes those, and sets back the others."""
     wanted = [listen] if isinstance(listen, str) or is_socket(listen) else listen
     if not isinstance(wanted, Iterable):
         raise TypeError(f'listen: "host:port", "unix:path" or a socket, not {listen!r}')
     given = [*wanted]
     found = [_bound(one, stack) for one in given]
+    for sock in found:
+        _set_up(sock, stack, nonblocking=nonblocking)
     return found, [sock for sock, one in zip(found, given, strict=True) if sock is not one]
+
+
+def _set_up(sock: socket.socket, stack: contextlib.ExitStack, *, nonblocking: bool) -> None:
+    """Set what the instances inherit: an answer of a web server must not wait for the client's acknowledgement."""
+    if sock.family in {socket.AF_INET, socket.AF_INET6} and sock.type == socket.SOCK_STREAM:
+        before = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        stack.callback(sock.setsockopt, socket.IPPROTO_TCP, socket.TCP_NODELAY, before)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if nonblocking:
+        stack.callback(os.set_blocking, sock.fileno(), os.get_blocking(sock.fileno()))
+        os.set_blocking(sock.fileno(), False)
 
 
 def _bound(one: object, stack: contextlib.ExitStack) -> socket.socket:

@@ -13,6 +13,7 @@ import traceback
 
 from daemonkit._system.fork import exit_status_of
 from daemonkit._system.prctl import die_with_parent
+from daemonkit._system.program import find_program
 from daemonkit._system.streams import STREAM_NAMES, open_source, rebind
 from daemonkit._system.unpatched import close, genuine, renew_hubs
 from daemonkit._system.users import change_owner
@@ -41,8 +42,8 @@ def become(settings: Settings, index: int, address: bytes | str, parent: int, ow
             _pass_sockets(settings.listen, settings.bound if settings.target else frozenset())
         if settings.umask is not None:
             os.umask(settings.umask)
-        if settings.cwd is not None:
-            os.chdir(settings.cwd)
+        _enter_directory(settings)
+        program = b"" if settings.target else find_program(settings.program, settings.env, None)
         resource.setrlimit(resource.RLIMIT_NOFILE, settings.nofile)
         if settings.owner:
             change_owner(settings.owner)
@@ -52,7 +53,7 @@ def become(settings: Settings, index: int, address: bytes | str, parent: int, ow
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         if settings.target:
             _call(settings.target, environment)
-        os.execve(settings.path, settings.argv, environment)  # noqa: S606 - no shell is what is wanted
+        os.execve(program, settings.argv, environment)  # noqa: S606 - no shell is what is wanted
     except BaseException as error:  # noqa: BLE001 - the last thing this process does
         text = f"daemonkit: instance {index} was not started: {''.join(traceback.format_exception_only(error))}"
         genuine(os.write)(2, text.encode(errors="backslashreplace"))
@@ -60,18 +61,45 @@ def become(settings: Settings, index: int, address: bytes | str, parent: int, ow
 
 
 def _open_streams(settings: Settings, index: int) -> None:
-    for number, stream in enumerate(settings.streams):
-        if (number, index) in settings.pipes:
-            fd = settings.pipes[number, index]
+    for number, stream in enumerate(settings.plumbing.streams):
+        if pump := settings.plumbing.pumps.get((number, index)):
+            _move(_open_pipe(pump.writer), number)
         elif path := stream.path_of(index):
-            fd = open_source(STREAM_NAMES[number], path, settings.umask, settings.owner).fd
+            _move(open_source(STREAM_NAMES[number], path, settings.umask, settings.owner).fd, number)
         elif stream.fd is not None:
-            fd = stream.fd
-        else:
-            continue
-        os.dup2(fd, number)
-        if stream.path is not None and (number, index) not in settings.pipes:
-            close(fd)
+            os.dup2(stream.fd, number)
+            os.set_blocking(number, stream.blocking)  # an earlier run may have left it otherwise
+        if settings.owner and _is_pipe(number):
+            os.fchown(number, settings.owner.uid, settings.owner.gid)  # or /dev/stdout could not be opened
+
+
+def _move(fd: int, number: int) -> None:
+    os.dup2(fd, number)
+    close(fd)
+
+
+def _open_pipe(writer: int) -> int:
+    """Open a pipe anew: so an O_NONBLOCK that a run sets is its own, and not that of all later runs."""
+    try:
+        return os.open(f"/proc/self/fd/{writer}", os.O_WRONLY | os.O_CLOEXEC)
+    except OSError:  # no /proc here
+        os.set_blocking(writer, True)
+        return os.dup(writer)
+
+
+def _is_pipe(number: int) -> bool:
+    """Tell whether a descriptor is a pipe that has no name, so that nobody else's file changes hands."""
+    with contextlib.suppress(OSError):
+        return os.readlink(f"/proc/self/fd/{number}").startswith("pipe:")
+    return False
+
+
+def _enter_directory(settings: Settings) -> None:
+    if settings.cwd is not None:
+        os.chdir(settings.cwd)
+    elif settings.inherited_cwd is not None:
+        with contextlib.suppress(OSError):  # it has no path any more, but is still there
+            os.chdir(settings.inherited_cwd)
 
 
 def _environment(settings: Settings, index: int, address: bytes | str) -> dict[bytes, bytes]:

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import resource
 from dataclasses import dataclass
 
-from daemonkit._constants import INHERIT, PIPE, STDOUT
 from daemonkit._supervise import marks
 from daemonkit._supervise.listen import bind_sockets
-from daemonkit._supervise.pump import Pump, make_pumps, path_of_instance
-from daemonkit._system.check import absolute_path, check_number
+from daemonkit._supervise.plumbing import LogOptions, Plumbing, lay, settle_streams
+from daemonkit._system.check import absolute_path, check_boolean, check_number
 from daemonkit._system.program import command_of, directory_of, environment_of, find_program
 from daemonkit._system.signals import ALL_SIGNALS
-from daemonkit._system.streams import STREAM_NAMES, check_path, check_stream, fill_closed, open_log, open_source
-from daemonkit._system.unpatched import close
+from daemonkit._system.streams import fill_closed
 from daemonkit._system.users import Owner, owner_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import contextlib
     from collections.abc import Callable, Mapping
     from typing import Final
 
@@ -43,32 +41,21 @@ _NOT_PASSED: Final = frozenset(
 
 
 @dataclass(frozen=True)
-class Stream:
-    """What one of an instance's descriptors 0, 1, 2 is opened from, at each start anew."""
-
-    fd: int | None = None
-    path: str | None = None
-    """May have {instance} in it."""
-
-    def path_of(self, index: int) -> str | None:
-        """Return the path for one instance."""
-        return None if self.path is None else path_of_instance(self.path, index)
-
-
-@dataclass(frozen=True)
 class Settings:
     """What `supervise` was asked for, checked and looked up."""
 
     target: Callable[[], object] | None
-    path: bytes
+    program: str | bytes
+    """As it was named; it is looked up at each start, as the directory and the logs are."""
     argv: tuple[bytes, ...]
     env: dict[bytes, bytes]
     cwd: str | None
+    """As it was given, and made absolute; no symbolic link in it is resolved."""
+    inherited_cwd: str | None
+    """The caller's own, where none was given, as far as it has a path."""
     umask: int | None
     owner: Owner | None
-    streams: tuple[Stream, Stream, Stream]
-    pipes: dict[tuple[int, int], int]
-    """The pump's write end of (instance, descriptor)."""
+    plumbing: Plumbing
     listen: tuple[int, ...]
     bound: frozenset[int]
     """Those of them that nobody has handed in."""
@@ -100,8 +87,10 @@ def settle(  # noqa: PLR0913 - the options
     streams: Mapping[str, StreamOption],
     log_max_bytes: int | None,
     log_backups: int,
-) -> tuple[Settings, tuple[Pump, ...]]:
-    """Return the settings, and the pumps; the stack closes what was opened.
+    log_format: str | None,
+    listen_nonblocking: bool,
+) -> Settings:
+    """Return the settings; the stack closes what was opened.
 
     What has no effect comes first, so that a bad argument leaves neither a log nor a socket behind.
     """
@@ -112,7 +101,9 @@ def settle(  # noqa: PLR0913 - the options
     check_number("log_backups", log_backups, 1 << 30)
     umask = None if umask == -1 else umask
     check_number("umask", umask, 0o777)
-    command, path, argv = _target(target, env, cwd)
+    _check_format(log_format)
+    check_boolean("listen_nonblocking", listen_nonblocking)
+    command, program, argv = _target(target, env, cwd)
     environment = _environment(env)
     owner = None
     if user is not None or group is not None:
@@ -124,24 +115,19 @@ def settle(  # noqa: PLR0913 - the options
         text = "instances of a supervisor that was killed may have left processes %s; nothing proves it, so they go on"
         _logger.warning(text, ", ".join(map(str, pids)))
     fill_closed(stack)
-    sockets, bound = bind_sockets(listen, stack)
-    opened = _streams(streams, count, umask, stack)
-    logs = {which: stream.path for which, stream in enumerate(opened) if which and stream.path}
-    pumps: dict[tuple[int, int], Pump] = {}
-    if most:
-        pumps = make_pumps(logs, count, most, log_backups, umask, owner, stack)
-    else:
-        _check_logs(logs, count, umask, owner)
-    settings = Settings(
+    sockets, bound = bind_sockets(listen, stack, nonblocking=listen_nonblocking)
+    opened = settle_streams(streams, count, umask, stack)
+    plumbing = lay(opened, count, LogOptions(most, log_backups, log_format, umask, owner), stack)
+    return Settings(
         target=command,
-        path=path,
+        program=program,
         argv=argv,
         env=environment,
         cwd=None if cwd is None else absolute_path(os.fsdecode(cwd)),
+        inherited_cwd=_current_directory() if cwd is None else None,
         umask=umask,
         owner=owner,
-        streams=opened,
-        pipes={key: pump.writer for key, pump in pumps.items()},
+        plumbing=plumbing,
         listen=tuple(sock.fileno() for sock in sockets),
         bound=frozenset(sock.fileno() for sock in bound),
         cpus=cpus,
@@ -152,13 +138,16 @@ def settle(  # noqa: PLR0913 - the options
         nofile=resource.getrlimit(resource.RLIMIT_NOFILE),
         mark=marks.base(),
     )
-    return settings, tuple({id(pump): pump for pump in pumps.values()}.values())
 
 
-def _check_logs(templates: Mapping[int, str], count: int, umask: int | None, owner: Owner | None) -> None:
-    """Open each log once: that it can't be written is said here, and not at the first start."""
-    for path in {path_of_instance(template, index) for template in templates.values() for index in range(count)}:
-        close(open_log(path, umask, owner)[0])
+def _current_directory() -> str | None:
+    """Return the working directory as the shell says it, so that a symbolic link in it is followed at each start."""
+    with contextlib.suppress(OSError):
+        said = os.environ.get("PWD", "")
+        if os.path.isabs(said) and os.path.samefile(said, "."):
+            return said
+        return os.getcwd()
+    return None
 
 
 def _count(instances: object) -> int:
@@ -196,44 +185,26 @@ def _cpus(affinity: object) -> tuple[int, ...]:
 
 def _target(
     target: object, env: object, cwd: Path | None
-) -> tuple[Callable[[], object] | None, bytes, tuple[bytes, ...]]:
+) -> tuple[Callable[[], object] | None, str | bytes, tuple[bytes, ...]]:
     environment = environment_of(env)
     directory = directory_of(cwd)
     if callable(target):
         return target, b"", ()
     argv, program = command_of(target, None, shell=False)
-    return None, find_program(program, environment, directory), argv
+    find_program(program, environment, directory)  # so that one that is missing is an error of the caller's
+    return None, program, argv
+
+
+def _check_format(template: object) -> None:
+    if template is None:
+        return
+    if not isinstance(template, str):
+        raise TypeError(f"log_format: a string or None, not {template!r}")
+    if "\n" in template or "\0" in template:
+        raise ValueError(f"log_format: text for one line, not {template!r}")
 
 
 def _environment(env: object) -> dict[bytes, bytes]:
     given = environment_of(env)
     own = {name: os.environb[name] for name in _NOT_PASSED if name in os.environb}
     return {k: v for k, v in (os.environb if given is None else given).items() if own.get(k) != v}
-
-
-def _streams(
-    options: Mapping[str, StreamOption], count: int, umask: int | None, stack: contextlib.ExitStack
-) -> tuple[Stream, Stream, Stream]:
-    found: list[Stream] = []
-    for name, value in options.items():
-        number = STREAM_NAMES.index(name)
-        if value == PIPE and isinstance(value, int):
-            raise ValueError(f"{name}: PIPE has nobody to read it here; give a path or a descriptor")
-        if isinstance(value, (str, bytes, os.PathLike)):
-            check_path(name, value)
-            if name == "stdin":
-                for index in range(count):
-                    close(open_source(name, path_of_instance(os.fsdecode(value), index), umask).fd)
-            found.append(Stream(path=absolute_path(os.fsdecode(value))))
-            continue
-        if value == INHERIT or (value is None and number):
-            found.append(Stream())
-            continue
-        check_stream(name, value)
-        if value == STDOUT and name == "stderr":
-            found.append(found[1] if found[1] != Stream() else Stream(fd=1))
-            continue
-        source = open_source(name, value, umask)
-        stack.callback(close, source.fd)
-        found.append(Stream(fd=source.fd))
-    return found[0], found[1], found[2]

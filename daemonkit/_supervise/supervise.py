@@ -45,6 +45,7 @@ def supervise(  # noqa: PLR0913 - each is an option of its own, and keyword-only
     max_memory: int | None = None,
     cpu_affinity: Literal["spread"] | None = None,
     listen: Listen | Iterable[Listen] = (),
+    listen_nonblocking: bool = False,
     cwd: Path | None = None,
     env: Mapping[str, str] | Mapping[bytes, bytes] | None = None,
     user: int | str | None = None,
@@ -55,6 +56,7 @@ def supervise(  # noqa: PLR0913 - each is an option of its own, and keyword-only
     stderr: StreamOption = None,
     log_max_bytes: int | None = None,
     log_backups: int = 5,
+    log_format: str | None = None,
     on_event: Callable[[Event], object] | None = None,
 ) -> Summary:
     """Run a program n times and keep it running; return once nothing is left to run.
@@ -109,7 +111,7 @@ def supervise(  # noqa: PLR0913 - each is an option of its own, and keyword-only
         raise TypeError(f"on_event: a callable or None, not {on_event!r}")
     require_pidfds()
     with contextlib.ExitStack() as stack:
-        settings, pumps = _settings.settle(
+        settings = _settings.settle(
             target,
             stack,
             rules=rules,
@@ -126,7 +128,9 @@ def supervise(  # noqa: PLR0913 - each is an option of its own, and keyword-only
             streams={"stdin": stdin, "stdout": stdout, "stderr": stderr},
             log_max_bytes=log_max_bytes,
             log_backups=log_backups,
+            log_format=log_format,
+            listen_nonblocking=listen_nonblocking,
         )
-        guardian = Guardian(settings, pumps, on_event)
+        guardian = Guardian(settings, on_event)
         with recorded_signals(guardian):
             return guardian.watch()

@@ -72,6 +72,7 @@ class Worker:
     rolling: Instance | None = None
     watched: int = select.EPOLLIN
     """What the control socket is watched for."""
+    guardian_is_gone: bool = False
     memory_at: float = math.inf
     pid: int = field(default_factory=os.getpid)
     bell: tuple[socket.socket, socket.socket] = field(default_factory=lambda: socketpair(socket.SOCK_STREAM))
@@ -105,6 +106,9 @@ class Worker:
         while self.strays or not all(instance.done for instance in self.instances):
             self._send()
             self._wait()
+        if self.guardian_is_gone:
+            for pump in self.settings.plumbing.pumps.values():
+                pump.rest()
         self._say_states()
         self.outbox.say(("done",))
         self.outbox.send_all()
@@ -155,6 +159,7 @@ class Worker:
         elif fd == self.guardian:
             self.epoll.unregister(fd)
             self.outbox.clear()
+            self.guardian_is_gone = True
             for instance in self.instances:
                 self._do(instance.kill())
         elif fd == self.bell[0].fileno():
@@ -213,6 +218,8 @@ class Worker:
     def _start(self, instance: Instance) -> None:
         number = self.next_mark
         self.next_mark += 1
+        self.outbox.say(("starting", instance.index))
+        self.outbox.send()  # it is there before anything that the run prints
         with contextlib.ExitStack() as undo:
             try:
                 notify = self._open_notify()
@@ -248,9 +255,13 @@ class Worker:
     def _become(self, index: int, notify: socket.socket | None) -> NoReturn:
         own: set[int] = set()
         if self.settings.target:  # an exec closes them
-            own = {self.epoll.fileno(), self.guardian, *self.settings.pipes.values(), *self.notify.descriptors()}
+            own = {
+                self.epoll.fileno(),
+                self.guardian,
+                *self.notify.descriptors(),
+                *self.settings.plumbing.descriptors(),
+            }
             own |= {end.fileno() for end in (self.control, *self.bell, notify) if end}
-            own |= {stream.fd for stream in self.settings.streams if stream.fd is not None and stream.fd > 2}
         become(self.settings, index, notify.getsockname() if notify else b"", self.pid, own)
 
     def _read_notify(self, run: Run) -> None:

@@ -24,10 +24,10 @@ def check_seconds(name: str, value: object) -> None:
 
 def check_number(name: str, value: object, highest: int) -> None:
     """Refuse what is not a number from 0 to `highest` or None: TypeError, ValueError."""
-    limit = oct(highest) if highest <= _MODE else highest
-    text = f"{name}: a number from 0 to {limit} or None, not {value!r}"
     if value is None:
         return
+    limit = oct(highest) if highest <= _MODE else highest
+    text = f"{name}: a number from 0 to {limit} or None, not {value!r}"
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(text)
     if not 0 <= value <= highest:

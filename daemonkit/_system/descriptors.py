@@ -62,9 +62,12 @@ def open_descriptors() -> dict[int, int]:
         numbers = range(1 << 20)
     found = {}
     for fd in numbers:
-        with contextlib.suppress(OSError):  # the listing's own is closed again
-            found[fd] = fcntl.fcntl(fd, fcntl.F_GETFD)
-    return {fd: flags for fd, flags in found.items() if fd > 2}
+        if fd > 2:
+            try:
+                found[fd] = fcntl.fcntl(fd, fcntl.F_GETFD)
+            except OSError:  # the listing's own is closed again
+                continue
+    return found
 
 
 def is_open(fd: int) -> bool:

@@ -24,6 +24,17 @@ launched: Final[set[int]] = set()
 """Pids of the children of this process that were launched to be detached; a number stays after their end."""
 
 
+def signal_process(pid: int, pidfd: int, sig: int) -> None:
+    """Send a process a signal unless it has ended; PermissionError, with a way out, if it belongs to another user."""
+    try:
+        signal.pidfd_send_signal(pidfd, sig)
+    except ProcessLookupError:
+        pass
+    except PermissionError as error:
+        text = f"process {pid} belongs to another user; signal it as root, or as that user"
+        raise PermissionError(error.errno, text) from error
+
+
 class DetachedProcess:
     """A program that `spawn_detached` launched, or the holder of a pidfile that `attach` found.
 
@@ -149,16 +160,10 @@ class DetachedProcess:
         if group and self._signal_group(sig):
             return
         if self.running:
-            try:
-                signal.pidfd_send_signal(self._pidfd, sig)
-            except ProcessLookupError:
-                pass
-            except PermissionError as error:
-                text = f"process {self.pid} belongs to another user; signal it as root, or as that user"
-                raise PermissionError(error.errno, text) from error
+            signal_process(self.pid, self._pidfd, sig)
 
     def _signal_group(self, sig: int) -> bool:
-        """Signal the group that is its own: which it leads or led, or a detached daemon's, whose leader is gone."""
+        """Signal its own group; return False if it has none, or it cannot be proven any more."""
         try:
             signal.pidfd_send_signal(self._pidfd, sig, None, _SIGNAL_GROUP)
         except ProcessLookupError:
@@ -169,15 +174,35 @@ class DetachedProcess:
         else:
             return True
         with self._lock, contextlib.suppress(ProcessLookupError):
+            if group := self.own_group():
+                os.killpg(group, sig)
+                return True
+        return False
+
+    def own_group(self) -> int | None:
+        """Return the number of its own group: one that it leads, or a detached daemon's, whose leader is gone.
+
+        None if it has none, or if it was reaped: then the number may have been given out again.
+        """
+        with contextlib.suppress(ProcessLookupError):
             group = os.getpgid(self.pid)
             own = group == self.pid or (self._daemon and start_of(group) is None)
             # What lives or is not reaped keeps its number, and its group's, from being given out again. 0 is the
             # group of somebody outside of this PID namespace, and would mean the caller's own.
             still = is_child(self._pidfd) or not has_ended(self._pidfd)
             if own and still and group != 0:
-                os.killpg(group, sig)
-                return True
-        return False
+                return group
+        return None
+
+    def leads_a_group(self) -> bool:
+        """Tell whether the group that it leads or led has members, as far as the kernel can tell (Linux 6.9)."""
+        try:
+            signal.pidfd_send_signal(self._pidfd, 0, None, _SIGNAL_GROUP)
+        except PermissionError:
+            return True
+        except OSError:
+            return False
+        return True
 
     def terminate(self) -> None:
         """Send SIGTERM."""

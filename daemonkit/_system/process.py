@@ -61,15 +61,20 @@ def identity() -> Identity:
 
 def _read_stat(pid: int | str) -> tuple[bool, int]:
     """Return whether the process has ended (it may be a zombie), and when it started."""
-    fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        # The name (field 2) may hold blanks and parentheses: count from the last ")".
-        fields = os.read(fd, 4096).rpartition(b")")[2].split()
-    finally:
-        close(fd)
+    fields = _stat_fields(pid)
     # The state is that of the first thread: after its pthread_exit(3) the process lives on in the others.
     ended = fields[0] in {b"Z", b"X"} and int(fields[17]) <= 1
     return ended, int(fields[19])
+
+
+def _stat_fields(pid: int | str) -> list[bytes]:
+    """Return the fields of proc(5)'s /proc/PID/stat from the third one on."""
+    fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        # The name (field 2) may hold blanks and parentheses: count from the last ")".
+        return os.read(fd, 4096).rpartition(b")")[2].split()
+    finally:
+        close(fd)
 
 
 _namespace_id: tuple[int, int] | None = None
@@ -116,6 +121,20 @@ def identity_of(pid: int) -> Identity | None:
 def all_pids() -> list[int]:
     """Return every process that can be seen."""
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def member_of(group: int, pid: int) -> Identity | None:
+    """Return a process's identity if it lives and is in that process group."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+        if int(_stat_fields(pid)[2]) == group:
+            ended, started = _read_stat(pid)
+            return None if ended else Identity(pid, started)
+    return None
+
+
+def members_of(group: int) -> list[Identity]:
+    """Return every process in that group that lives and can be seen."""
+    return [who for pid in all_pids() if (who := member_of(group, pid))] if _is_own_proc() else []
 
 
 def start_of(pid: int) -> int | None:

@@ -1,4 +1,4 @@
-"""The program that is to be run, looked up before anything is started: arguments, environment, directory, path."""
+"""The program to run: its arguments, environment, directory and path, looked up before anything is started."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _SHELL: Final = b"/bin/sh"
 
 
 def command_of(args: object, executable: Path | None, *, shell: bool) -> tuple[tuple[bytes, ...], str | bytes]:
-    """Return the argument vector, and the program as it was named."""
+    """Return the arguments, and the program by the name that the caller gave it."""
     check_boolean("shell", shell)
-    if isinstance(args, (str, bytes, os.PathLike)):
+    if not isinstance(args, (list, tuple)) and isinstance(args, (str, bytes, os.PathLike)):
         if not shell:
             raise TypeError(f"args: a sequence, as [{args!r}], not {args!r}; or give shell=True")
         args = [args]
-    if not isinstance(args, Sequence):
+    if not isinstance(args, (list, tuple, Sequence)):
         raise TypeError(f"args: a sequence of strings and paths, not {args!r}")
     if not args:
         raise ValueError("args: empty; give the program and its arguments")
@@ -42,7 +42,7 @@ def command_of(args: object, executable: Path | None, *, shell: bool) -> tuple[t
 
 
 def text_of(name: str, value: object) -> bytes:
-    """Return what a program can be given; TypeError, ValueError."""
+    """Return the bytes of an argument; TypeError, ValueError if a program can't be given that."""
     if not isinstance(value, (str, bytes, os.PathLike)):
         raise TypeError(f"{name}: strings and paths, not {value!r}")
     text = os.fsencode(value)
@@ -52,7 +52,7 @@ def text_of(name: str, value: object) -> bytes:
 
 
 def environment_of(env: object) -> dict[bytes, bytes] | None:
-    """Return an environment as `os.posix_spawn` is quick with it; None for the caller's own."""
+    """Return an environment as bytes; None for the caller's own. TypeError, ValueError."""
     if env is None:
         return None
     if not isinstance(env, Mapping):
@@ -63,14 +63,20 @@ def environment_of(env: object) -> dict[bytes, bytes] | None:
         raise TypeError(f"env: strings, not {env!r}") from error
     for name, value in encoded.items():
         if not name or b"=" in name:
-            raise ValueError(f"env: {os.fsdecode(name)!r} is no name of a variable (illegal environment variable name)")
+            raise ValueError(f"env: invalid name {os.fsdecode(name)!r} (illegal environment variable name)")
         if b"\0" in name or b"\0" in value:
             raise ValueError(f"env: {os.fsdecode(name)!r} has a NUL byte (embedded null byte), in its name or value")
     return encoded
 
 
+def own_environment() -> dict[bytes, bytes]:
+    """Return a copy of this program's environment."""
+    variables = getattr(os.environb, "_data", None)  # `os.environb.copy()` makes two Python calls for each variable
+    return dict(variables) if isinstance(variables, dict) else os.environb.copy()
+
+
 def directory_of(cwd: Path | None) -> str | None:
-    """Return a directory that can be entered."""
+    """Return the directory, which can be entered; OSError with its path."""
     if cwd is None:
         return None
     folder = os.fsdecode(text_of("cwd", cwd))
@@ -79,7 +85,10 @@ def directory_of(cwd: Path | None) -> str | None:
 
 
 def find_program(program: str | bytes, env: Mapping[bytes, bytes] | None, cwd: str | None) -> bytes:
-    """Return the program's path, as seen from `cwd`; looked for beforehand, as a failed start sends a SIGCHLD."""
+    """Return the program's path, as seen from `cwd`; OSError with its name.
+
+    It is looked for before the start, because a start that fails sends the caller a SIGCHLD.
+    """
     name = os.fsencode(program)
     if b"/" in name:
         candidates = [name]

@@ -9,7 +9,7 @@ import io
 import os
 import stat
 import sys
-from dataclasses import dataclass
+from collections import namedtuple
 
 from daemonkit._constants import DEVNULL, STDOUT
 from daemonkit._system.check import absolute_path
@@ -32,15 +32,15 @@ _LOG_MODE: Final = 0o640
 STREAM_NAMES: Final = ("stdin", "stdout", "stderr")
 
 
-@dataclass(frozen=True)
-class Source:
-    """What one of the descriptors 0, 1, 2 is to become."""
+class Source(namedtuple("Source", ("fd", "path", "created"), defaults=(None, False))):
+    """The open file that one of the descriptors 0, 1, 2 becomes."""
 
+    __slots__ = ()
     fd: int
     """This package's own descriptor, above 2."""
-    path: str | None = None
+    path: str | None
     """Where it was opened, absolute; None if it was handed in open."""
-    created: bool = False
+    created: bool
 
 
 def check_stream(name: str, value: object) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import mmap
 import os
 import signal
+from dataclasses import dataclass, field
 
 from daemonkit._supervise import Backoff, supervise
-from daemonkit._supervise.pump import log_at
+from daemonkit._supervise.logs import log_at
 from daemonkit._system.streams import open_log
 from daemonkit.cli import _app, _say
 from daemonkit.cli._journal import Journal
@@ -25,8 +27,21 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("daemonkit")
 
+_START_ENDS_WITHIN: Final = 60.0  # seconds, far more than that takes
 _OWN: Final = frozenset({"log", "env"})
 """Options that are not `supervise`'s."""
+
+
+@dataclass(frozen=True)
+class _StartOnce(Backoff):
+    """Starts nothing again before the app is up: a start that fails runs the program once."""
+
+    is_up: mmap.mmap = field(default_factory=lambda: mmap.mmap(-1, 1))
+    """One byte that this process shares with the worker, where the delay is asked for."""
+
+    def delay(self, in_row: int) -> float:
+        """Return the delay before a restart; until the app is up, one in which the failed start is ended."""
+        return super().delay(in_row) if self.is_up[0] else _START_ENDS_WITHIN
 
 
 class Keeper:
@@ -77,8 +92,9 @@ class Keeper:
         """Return the settings as arguments of `supervise`."""
         settings = self._settings
         options = {o.name: settings[o.name] for o in OPTIONS if o.name in settings and o.name not in _OWN}
-        if backoff := options.get("backoff"):
-            options["backoff"] = Backoff(*backoff)
+        self._backoff = options["backoff"] = _StartOnce(*options.get("backoff", ()))
+        if not self._must_start:
+            self._backoff.is_up[0] = 1
         if stop_signal := options.get("stop_signal"):
             options["stop_signal"] = signal_number(stop_signal)
         options["env"] = environment_in_effect(settings)
@@ -112,6 +128,7 @@ class Keeper:
                 return
             self._app.stay_stopped(False)
         self._journal.state["ready"] = True
+        self._backoff.is_up[0] = 1
         self._write_state()  # before the waiting caller looks at it
         self._context.ready(f"{len(self._journal.instances)} up")
 

@@ -184,6 +184,7 @@ OPTIONS: Final = (
     Option(
         "--listen", "a socket for all instances: HOST:PORT or unix:PATH; several times", _listen, "ADDR", several=True
     ),
+    Option("--listen-nonblocking", "hand the sockets over non-blocking", None),
     Option("--cwd", "its directory (this one)", _path, "D"),
     Option("--env", "a variable of its environment; several times", _variable, "K=V", several=True),
     Option("--user", "the user that it runs as", _user, "U"),
@@ -195,6 +196,7 @@ OPTIONS: Final = (
     Option("--log", "its log (NAME.log)", _path, "F"),
     Option("--log-max-bytes", "size at which its logs are rotated; max: never (10M)", _size, "BYTES"),
     Option("--log-backups", "old logs to keep (5)", _count, "N"),
+    Option("--log-format", "text before each line, of {time} and {instance}", str, "TEXT"),
 )
 
 
