@@ -1,7 +1,7 @@
 """Become a daemon: `DetachedContext`, whose short name is `detached`.
 
-All that can be refused is settled in the caller, before any fork: `_prepare`. What is left for the daemon to do
-is a list of steps: `_become`.
+`_prepare` checks and opens everything in the caller, before any fork. `_become` is the list of steps that are left
+for the daemon.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ _logger = logging.getLogger("daemonkit")
 
 @dataclass(frozen=True)
 class _Plan:
-    """What the daemon does to itself, settled in the caller."""
+    """What the daemon is to do to itself, as the caller has prepared it."""
 
     owner: Owner
     umask: int
@@ -283,7 +283,7 @@ class DetachedContext(DaemonContext):
     # --- in the caller --------------------------------------------------------------------------------------------
 
     def _prepare(self, always: contextlib.ExitStack, undo: contextlib.ExitStack) -> _Plan:
-        """Settle all that can be refused; `undo` takes back what was done if anything is, or if the start fails."""
+        """Check and open everything in the caller. `undo` takes it back if anything is refused, or the start fails."""
         refuse_callers(detach=bool(self.detach_process), meant=self._meant)
         if self.detach_process:
             warn_of_losses()
@@ -404,7 +404,7 @@ class DetachedContext(DaemonContext):
         tell_manager(self._notify, READY="1", STATUS=status)
 
     def _fail_start(self, error: BaseException | None) -> None:
-        """Tell whoever waits that it did not start; the daemon ends here, in the foreground it is an exception."""
+        """Report a start that failed: in the daemon to the caller, and end; in the foreground raise it."""
         reason = "the body ended without calling ready()" if error is None else reason_of(error)
         if self._reporter is None:
             tell_manager(self._notify, STATUS=f"failed to start: {reason}")

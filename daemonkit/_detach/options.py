@@ -32,7 +32,7 @@ _CAP_SYS_CHROOT: Final = 18  # capabilities(7), linux/capability.h
 
 
 def check_options(context: DetachedContext) -> None:
-    """Refuse bad arguments, as far as that takes no look at the file system."""
+    """Refuse bad arguments, except where that takes a look at the file system."""
     for name in STREAM_NAMES:
         check_stream(name, getattr(context, name))
     for name in ("initgroups", "prevent_core", "wait_ready", "detach_process"):
@@ -86,7 +86,7 @@ class _DefaultSignals(dict[SignalKey, Action]):
 
 
 def full_signal_map(given: object) -> object:
-    """Return the default signal map with what was given laid over it; whatever is no mapping is refused later."""
+    """Return the default signal map with the given one laid over it; `check_options` refuses anything but a mapping."""
     if given is not None and not isinstance(given, Mapping):
         return given
     named = {} if given is None else {_number_or_key(key): action for key, action in given.items()}
@@ -104,9 +104,9 @@ def _number_or_key(key: SignalKey) -> SignalKey:
 
 
 def handlers_to_set(signal_map: Mapping[SignalKey, Action]) -> dict[int, Action]:
-    """Return the action for each signal number, without those for which a handler of the program's own stays.
+    """Return the action for each signal number, but for those where the program's own handler stays.
 
-    It stays where nobody has asked for anything else; an earlier context's methods are not the program's own.
+    A handler stays if nobody has named its signal. The methods of an earlier context are not the program's own.
     """
     defaults = getattr(signal_map, "defaults", {})
     actions = {signal_number(key): action for key, action in signal_map.items()}
@@ -155,7 +155,7 @@ def inside_root(path: str, root: str | None) -> str | None:
 
 
 def current_umask() -> int:
-    mask = os.umask(0o077)  # there is no call that only asks; should a thread create a file now, it is private
+    mask = os.umask(0o077)  # no call only reads it; a file that another thread creates now is private
     os.umask(mask)
     return mask
 

@@ -177,10 +177,12 @@ def _become(app: App, settings: Settings, report: int) -> NoReturn:
     files = _app.log_paths(settings, app.default_log)
     before = _sizes(files)
     status, lines, cause = 1, list[str](), ""
+    context = None
     try:
-        with detached(
+        context = detached(
             pidfile=app.pidfile, stdout=log, stderr=STDOUT, prevent_core=False, detach_process=True, wait_ready=True
-        ) as context:
+        )
+        with context:
             os.close(report)
             status = _supervise(settings, context, app, log, lambda: _last_lines(files, before), must_start=True)
     except SystemExit as error:
@@ -201,6 +203,8 @@ def _become(app: App, settings: Settings, report: int) -> NoReturn:
             json.dump([lines, cause], file)
     with contextlib.suppress(OSError):
         sys.stdout.flush()
+    if context:
+        context.close()  # os._exit() runs no exit handler, which would free the pidfile
     os._exit(status)
 
 
