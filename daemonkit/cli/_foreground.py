@@ -116,6 +116,7 @@ class _Foreground:
         """Run them until none is left; return the exit status."""
         sys.stdout.flush()
         sys.stderr.flush()
+        _start.share_what_supervisors_load()
         with self._recorded_signals() as wake:
             self._reap()  # what ended before SIGCHLD was heard, of whoever was this process before
             while self._step():

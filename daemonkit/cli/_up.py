@@ -98,8 +98,10 @@ def _reasons(why: tuple[str, ...]) -> str:
 
 def _make_it_so(file: AppFile, steps: Mapping[str, Step], environment: dict[str, str] | None) -> int:
     """Carry out the steps; return the exit status."""
-    from daemonkit.cli import _tasks
+    from daemonkit.cli import _start, _tasks
 
+    if START in {step.do for step in steps.values()}:
+        _start.share_what_supervisors_load()
     for name, step in steps.items():
         if step.do == GONE:
             print(_kept(name, step, file)[0])
