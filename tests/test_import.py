@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from shell import Shell, one_line
 
-from daemonkit.cli import _appfile, _import, _kinds
+from daemonkit.cli import _appfile, _import
 from daemonkit.cli._import_pm2 import _HINTS as PM2_HINTS
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-KILL_MODE = {"kill_mode": "main"} if "kill_mode" in _kinds.BY_NAME else {}
+KILL_MODE = {"kill_mode": "main"}
 
 
 def imported(directory: Path, name: str, text: str) -> tuple[dict[str, dict[str, Any]], list[str]]:
@@ -103,7 +103,7 @@ umask=022
 priority=999
 autostart=true
 autorestart=true
-startsecs=1.5
+startsecs=2
 startretries=3
 exitcodes=0,2
 stopsignal=QUIT
@@ -145,7 +145,8 @@ def test_from_supervisord(tmp_path: Path) -> None:
             "cwd": f"{tmp_path}/web",
             "umask": "022",
             "restart": "always",
-            "min_uptime": 1.5,
+            "min_uptime": 2,
+            "steady_after": 2,
             "max_restarts": 3,
             "success_codes": [0, 2],
             "stop_signal": "QUIT",

@@ -119,7 +119,7 @@ _TABLE: Final[Table] = {
         "max_memory",
         lambda value: value if isinstance(value, int) else _text(value).removesuffix("B"),
     ),
-    "min_uptime": ("min_uptime", _seconds),
+    "min_uptime": ("steady_after", _seconds),
     "max_restarts": ("max_restarts", int),
     "restart_delay": ("backoff", lambda value: [_seconds(value), 1]),
     "exp_backoff_restart_delay": ("backoff", lambda value: [_seconds(value), 1.5, 15]),

@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 
-from daemonkit.cli import _kinds
 from daemonkit.cli._import import Imported
 
 TYPE_CHECKING = False
@@ -58,8 +57,10 @@ def _app(name: str, given: dict[str, str], common: dict[str, str], here: str) ->
         app.lost.append("for %(ENV_X)s there is what X was when this was imported")
     names["process_num"] = "{instance}"
     given = {key: _PLACE.sub(lambda place: _meaning(place, names), value) for key, value in given.items()}
-    if "kill_mode" in _kinds.BY_NAME and given.get("stopasgroup", "").lower() not in _YES:
+    if given.get("stopasgroup", "").lower() not in _YES:
         app.keys["kill_mode"] = "main"
+    if found := re.fullmatch(r"[0-9]+", given.get("startsecs", "")):
+        app.take("steady_after", int(found[0]))  # a run that is shorter counts as one more start that has failed
     if variables := common | _variables(given.pop("environment", "")):
         app.take("env", variables)
     app.take_all(_logs(given), _TABLE, _HINTS)
