@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 
 @pytest.mark.parametrize(
     "call_text",
-    ["spawn(['true']).wait()", "other.poll()", "other.running", "spawn_fails()"],
+    [
+        "spawn(['true']).wait()",
+        "other.poll()",
+        "other.running",
+        "spawn_fails()",
+        "daemonkit.detached(detach_process=False).open()",
+    ],
 )
 def test_what_was_dropped_is_reaped_at_the_next_call_once_it_has_ended(tmp_path: Path, call_text: str) -> None:
     call(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
 from harness import let_everybody_in, run
 from launches import (
+    IGNORE,
     MODES,
     ORDINARY,
     ROOT,
@@ -71,7 +75,7 @@ def test_a_caller_that_dropped_its_rights_can_still_spawn_with_every_option(tmp_
     let_everybody_in(tmp_path)
     done = run(
         tmp_path,
-        "import resource\nspawn = daemonkit.spawn_detached; PIPE = daemonkit.PIPE; daemonkit.AlreadyRunningError\n"
+        "import resource\nspawn = daemonkit.spawn_detached; PIPE = daemonkit.PIPE\n"
         + ORDINARY
         + """
 class Nowhere:
@@ -86,8 +90,47 @@ try:
     spawn(["missing"], pidfile="third")
 except (FileNotFoundError, PermissionError):  # the latter, as Popen, where PATH has a directory that is closed
     pass
-print(*pids)
+for options in (dict(), dict(cwd="/", umask=0)):
+    try:
+        spawn(["sleep", "1000"], pidfile="pid", **options)
+    except Exception as error:
+        assert (type(error).__name__, error.pid) == ("AlreadyRunningError", pids[2]), error
+p = spawn(["sleep", "1000"])
+try:
+    p.wait(0)
+except Exception as error:
+    assert type(error).__name__ == "TimeoutExpired", error
+print(*pids, p.pid)
 """,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done
+    kill(*map(int, done.stdout.split()))
+
+
+@pytest.mark.parametrize("before", ["", IGNORE.format("[signal.SIGHUP]")], ids=["", "SIGHUP ignored"])
+def test_the_package_may_be_deleted_under_a_running_program(tmp_path: Path, before: str) -> None:
+    """As a virtual environment is when a release is upgraded: the cause of an error is told, not a missing module."""
+    packages = tmp_path / "packages"
+    for name in ("daemonkit", "daemon", "lockfile"):
+        found = importlib.util.find_spec(name)
+        assert found and found.origin
+        shutil.copytree(os.path.dirname(found.origin), packages / name, ignore=shutil.ignore_patterns("__pycache__"))
+    done = run(
+        tmp_path,
+        f"""
+        import shutil
+        spawn = daemonkit.spawn_detached
+        assert daemonkit.__file__.startswith({str(packages)!r})
+        {before.strip()}
+        shutil.rmtree({str(packages)!r})
+        pids = [spawn(["sleep", "1000"], **options).pid for options in (dict(cwd="/"), dict(umask=0), dict(pidfile="pid"))]
+        try:
+            spawn(["sleep", "1000"], pidfile="pid")
+        except Exception as error:
+            assert (type(error).__name__, error.pid) == ("AlreadyRunningError", pids[2]), error
+        print(*pids)
+    """,
+        env=os.environ | {"PYTHONPATH": str(packages)},
     )
     assert (done.returncode, done.stderr) == (0, ""), done
     kill(*map(int, done.stdout.split()))

@@ -42,7 +42,7 @@ from daemonkit._pidfile.pidfile import PidFile
 from daemonkit._system.at_exit import AT_EXIT
 from daemonkit._system.descriptors import close_all, descriptor_of, give_up, handed_descriptors, inode, open_descriptors
 from daemonkit._system.fork import exit_status_of
-from daemonkit._system.pidfd import require_pidfds
+from daemonkit._system.pidfd import reap, require_pidfds
 from daemonkit._system.run_mark import set_free
 from daemonkit._system.streams import (
     STREAM_NAMES,
@@ -219,6 +219,7 @@ class DetachedContext(DaemonContext):
         """Become a daemon; return in the daemon, or in the foreground process. What `with` does on entry."""
         if self.is_open:
             return
+        reap()
         with refusals_told(), contextlib.ExitStack() as always, contextlib.ExitStack() as undo:
             check_options(self)
             plan = self._prepare(always, undo)

@@ -73,9 +73,11 @@ def input_file(data: bytes | bytearray | memoryview) -> int:
             done = 0
             while done < len(rest):
                 done += os.write(fd, rest[done:])
-        return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
-    finally:
+        os.lseek(fd, 0, os.SEEK_SET)
+    except BaseException:
         close(fd)
+        raise
+    return fd
 
 
 def _pipe(name: str) -> tuple[int, IO[bytes]]:

@@ -11,6 +11,7 @@ import fcntl
 import os
 from collections.abc import Iterable, Mapping, Sequence
 
+import daemonkit.errors  # noqa: F401 - loaded now, as a change of user or an upgrade may put it out of reach
 from daemonkit._pidfile.hold import Hold, take
 from daemonkit._pidfile.pidfile import PidFile
 from daemonkit._spawn.ends import check_streams, open_streams

@@ -30,6 +30,7 @@ from daemonkit._spawn.blame import blamed, check_executable
 from daemonkit._spawn.ends import input_file
 from daemonkit._spawn.popen import popen
 from daemonkit._system.descriptors import inheritable_descriptors
+from daemonkit._system.pidfd import wait_for_end
 from daemonkit._system.program import own_environment
 from daemonkit._system.signals import ALL_SIGNALS
 from daemonkit._system.streams import STREAM_NAMES
@@ -88,7 +89,9 @@ def _can_enter(plan: Plan) -> bool:
 def _start_for_odd_signals(plan: Plan, started: list[int]) -> None:
     if is_python():
         _become(plan, started)
-    elif not (_shell_will_do(plan) and _spawn(_by_shell(plan), started)):
+    elif _shell_will_do(plan) and _spawn(by_shell := _by_shell(plan), started):
+        _await_exec(started[0], by_shell.argv)
+    else:
         raise RuntimeError(
             "signals are ignored or blocked here, and it would take a Python to set them back for the program, which "
             f"sys.executable ({sys.executable!r}) is not; call signal.signal(N, signal.SIG_DFL) for the ignored ones, "
@@ -214,6 +217,7 @@ def _become(plan: Plan, started: list[int]) -> None:
 
 _SHELL: Final = b"/bin/sh"
 _ENV: Final = b"/usr/bin/env"
+_PROGRAM: Final = 4  # the place in the shell's arguments where the program begins
 _OF_SHELLS: Final = (b"PWD", b"OLDPWD", b"SHLVL", b"_", b"IFS", b"OPTIND", b"PPID", b"LINENO")
 
 
@@ -237,6 +241,20 @@ def _by_shell(plan: Plan) -> Plan:
     if b"=" in plan.path:  # which env(1) would take for a variable
         program = (plan.path, *plan.argv[1:])
     return plan._replace(path=_SHELL, argv=(b"sh", b"-c", script, b"%o" % plan.umask, *program), env=env)
+
+
+def _await_exec(pid: int, argv: Sequence[bytes]) -> None:
+    """Return once that process is neither the shell any more nor the env(1) that it becomes, or has ended."""
+    helpers = [argv, argv[_PROGRAM:]] if argv[_PROGRAM] == _ENV else [argv]
+    lines = [b"", *(b"\0".join((*helper, b"")) for helper in helpers)]  # it is empty in the midst of an exec
+    with contextlib.suppress(OSError):  # it is gone, or there is no /proc
+        while _command_line(pid) in lines and os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+            wait_for_end(pid, 0.001)
+
+
+def _command_line(pid: int) -> bytes:
+    with open(f"/proc/{pid}/cmdline", "rb") as file:
+        return file.read()
 
 
 def _is_word(name: bytes) -> bool:
