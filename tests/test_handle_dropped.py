@@ -21,7 +21,6 @@ if TYPE_CHECKING:
         "other.poll()",
         "other.running",
         "spawn_fails()",
-        "daemonkit.detached(detach_process=False).open()",
     ],
 )
 def test_what_was_dropped_is_reaped_at_the_next_call_once_it_has_ended(tmp_path: Path, call_text: str) -> None:
@@ -204,12 +203,27 @@ def test_a_fork_in_the_midst_of_another_threads_spawn_leaves_a_child_that_can_sp
     )
 
 
-@pytest.mark.parametrize("call", ["status('pid')", "PidFile('pid').acquire()", "PidFile('pid').read_pid()"])
+CALLS = [
+    "status('pid')",
+    "PidFile('pid').acquire()",
+    "PidFile('pid').read_pid()",
+    "PidFile('pid').is_locked()",
+    "PidFile('pid').break_lock()",
+    "detached(detach_process=False).open()",
+    "supervise(['true'], min_uptime=0.01)",
+    "attach('running').send_signal(signal.SIGCONT, group=True)",
+    "send_signal('running', signal.SIGCONT)",
+    "stop('running')",
+]
+
+
+@pytest.mark.parametrize("call", CALLS)
 def test_a_dropped_handles_program_is_reaped_by_whatever_call_comes_next(tmp_path: Path, call: str) -> None:
     done = run(
         tmp_path,
         f"""
         import select
+        running = daemonkit.spawn_detached(["sleep", "1000"], pidfile="running")
         fd = os.dup((p := daemonkit.spawn_detached(["true"])).fileno())
         pid = p.pid
         del p
@@ -217,6 +231,7 @@ def test_a_dropped_handles_program_is_reaped_by_whatever_call_comes_next(tmp_pat
         assert os.path.exists(f"/proc/{{pid}}")
         daemonkit.{call}
         assert not os.path.exists(f"/proc/{{pid}}")
+        running.kill(); running.wait()
     """,
         flags=("-W", "error"),
     )

@@ -368,6 +368,7 @@ def _check_lock(hold: Hold) -> None:
 
 def remove_stale(path: str) -> None:
     """Remove the file if nobody holds it; AlreadyRunningError against a live holder."""
+    reap()
     try:
         _remove_stale(path)
     except OSError as error:

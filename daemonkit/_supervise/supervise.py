@@ -13,7 +13,7 @@ import signal
 from daemonkit._supervise import settings as _settings
 from daemonkit._supervise.guardian import Guardian, recorded_signals
 from daemonkit._supervise.rules import Backoff, Rules
-from daemonkit._system.pidfd import require_pidfds
+from daemonkit._system.pidfd import reap, require_pidfds
 from daemonkit._system.unpatched import in_main_thread
 
 TYPE_CHECKING = False
@@ -110,6 +110,7 @@ def supervise(  # noqa: PLR0913 - each is an option of its own, and keyword-only
     if on_event is not None and not callable(on_event):
         raise TypeError(f"on_event: a callable or None, not {on_event!r}")
     require_pidfds()
+    reap()
     with contextlib.ExitStack() as stack:
         settings = _settings.settle(
             target,

@@ -157,6 +157,7 @@ class DetachedProcess:
         Linux 6.9 on always, before that while the leader is not reaped. See pidfd_send_signal(2). If its group is
         not its own, as that of a shell's job, the signal goes to it alone.
         """
+        reap()
         if group and self._signal_group(sig):
             return
         if self.running:
