@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from harness import alive, eventually
+from harness import Terminal, alive, eventually
 from shell import COMMAND, Shell, one_line
 
 if TYPE_CHECKING:
@@ -154,6 +154,18 @@ def test_a_name_that_is_not_the_files_own_is_refused_before_anything_is_done(sit
     said = one_line(site("up", status=1).stderr)
     assert said.startswith(f"daemonkit: db belongs to {site.folder}/other/daemonkit.toml, not to ")
     assert site.pids() == before
+
+
+def test_a_file_that_is_reached_by_another_name_is_the_same_file(site: Site) -> None:
+    (site.folder / "release").mkdir()
+    site.write(THREE, "release/daemonkit.toml")
+    (site.folder / "current").symlink_to("release")
+    site.up("-f", "current/daemonkit.toml", "db")
+    before = site.pids()
+    assert site.up("-f", "current/daemonkit.toml", "db") == ["db: is as it should be"]
+    assert site.pids() == before
+    assert site.up("-f", "release/daemonkit.toml", "db")[0].endswith(" (cwd)")
+    assert site("down", "-f", "current/daemonkit.toml").stdout == "db: stopped\n"
 
 
 BROKEN = THREE.replace('"sleep 1002"', "\"sh -c 'echo no database; exit 3'\"").replace(
@@ -319,6 +331,24 @@ def test_ctrl_c_leaves_what_is_up_and_says_what_is_missing(site: Site, *, whole_
     assert set(site.pids()) == {"a"}
     site.write(NEVER_READY.replace("wait_ready = true\n", ""))
     assert sorted(site.up()) == ["a: is as it should be", "b: started", "c: started"]
+
+
+def test_on_a_terminal_each_app_has_a_line_while_it_is_started(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.write(NEVER_READY.replace("'sleep 1002'", "['python3', 'meeting.py', 'b', 'go']"))
+    site.write(MEETING, "meeting.py")
+    monkeypatch.setenv("DAEMONKIT_HOME", str(site.home))
+    monkeypatch.setenv("TERM", "xterm")
+    terminal = Terminal([*COMMAND, "up"], site.folder)
+    try:
+        assert "c: waits" in terminal.read("b: is starting, 1 s") + terminal.read("c: waits")
+        site.write("", "go")
+        seen = terminal.read("c: started, 1/1 up")
+        assert "b: started, 1/1 up" in seen
+        seen = terminal.read()
+        assert "waits" not in seen
+    finally:
+        assert os.waitstatus_to_exitcode(os.waitpid(terminal.pid, 0)[1]) == 0
+        terminal.hang_up()
 
 
 def test_two_at_once_the_second_says_who_is_at_it_and_waits(site: Site) -> None:

@@ -156,8 +156,9 @@ class _Lines:
 
     def erase(self) -> None:
         if self._count:
-            sys.stderr.write(f"\r\x1b[{self._count}A\x1b[J")
-            sys.stderr.flush()
+            with contextlib.suppress(OSError):  # the terminal has gone, and what is done goes on
+                sys.stderr.write(f"\r\x1b[{self._count}A\x1b[J")
+                sys.stderr.flush()
             self._count = 0
 
     def show(self, tasks: Mapping[str, tuple[str, Task]], running: Mapping[str, _Process], left: set[str]) -> None:
@@ -166,10 +167,14 @@ class _Lines:
         now = time.monotonic()
         texts = [f"{name}: {tasks[name][0]}, {now - process.begun:.0f} s" for name, process in running.items()]
         texts += [f"{name}: waits" for name in tasks if name in left and name not in running]
-        size = os.get_terminal_size(sys.stderr.fileno())
+        try:
+            size = os.get_terminal_size(sys.stderr.fileno())
+        except OSError:
+            return
         if len(texts) >= size.lines > 1:
             texts = [*texts[: size.lines - 2], f"and {len(texts) - size.lines + 2} more"]
         self.erase()
-        sys.stderr.write("".join(f"{text[: max(size.columns - 1, 1)]}\n" for text in texts))
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):
+            sys.stderr.write("".join(f"{text[: max((size.columns or 80) - 1, 1)]}\n" for text in texts))
+            sys.stderr.flush()
         self._count = len(texts)

@@ -67,7 +67,7 @@ def look(file: AppFile) -> dict[str, Found]:
     found = {}
     for app in _app.apps():
         try:
-            one = Found(app.settings(), _report.report(app)["state"])
+            one = _found(app, file.path)
         except LookupError:
             continue
         except (ValueError, OSError):  # it is damaged
@@ -77,6 +77,16 @@ def look(file: AppFile) -> dict[str, Found]:
         if app.name in file.apps or one.settings.get("file") == file.path:
             found[app.name] = one
     return found
+
+
+def _found(app: App, path: str) -> Found:
+    """Return how an app is; LookupError. If it is of this very file, by another name, it is the file's own."""
+    settings = app.settings()
+    if (owner := settings.get("file")) not in {None, path}:
+        with contextlib.suppress(OSError):
+            if os.path.samefile(owner, path):
+                settings["file"] = path
+    return Found(settings, _report.report(app)["state"])
 
 
 def _kept(name: str, step: Step, file: AppFile) -> tuple[str, bool]:
@@ -137,7 +147,7 @@ def _make_it_so(file: AppFile, steps: Mapping[str, Step], environment: dict[str,
 def _is_there(name: str, file: AppFile) -> bool:
     """Tell whether an app is as the file says."""
     with contextlib.suppress(LookupError, ValueError, OSError):
-        found = Found(App(name).settings(), _report.report(App(name))["state"])
+        found = _found(App(name), file.path)
         if name in file.apps:
             return _plan.decide(file.apps[name].settings, found, None)[0] == KEEP
     return name not in file.apps
@@ -159,7 +169,7 @@ def bring(app: App, wish: Wish, path: str, environment: dict[str, str] | None) -
     from daemonkit.cli._start import start_app
 
     for _ in range(_TRIES):
-        found = _settled(app)
+        found = _settled(app, path)
         if found:
             _plan.refuse_foreign(app.name, found.settings, path)
         do, why = _plan.decide(wish.settings, found, environment)
@@ -183,14 +193,14 @@ def bring(app: App, wish: Wish, path: str, environment: dict[str, str] | None) -
     return ""
 
 
-def _settled(app: App) -> Found | None:
+def _settled(app: App, path: str) -> Found | None:
     """Return how an app is, once a start that is under way is decided; None if there is none."""
     from daemonkit._system.pidfd import wait_for_end
 
     while True:
         holder = app.holder()
         try:
-            found = Found(app.settings(), _report.report(app)["state"])
+            found = _found(app, path)
         except LookupError:  # also while it is started for the first time
             if holder is None:
                 return None
@@ -255,7 +265,7 @@ def _order_of(path: str) -> dict[str, list[str]]:
     kept: dict[str, list[str]] = {}
     for app in _app.apps():
         with contextlib.suppress(LookupError, ValueError, OSError):
-            found = _settled(app) if app.name in wished else Found(app.settings(), "")
+            found = _settled(app, path) if app.name in wished else _found(app, path)
             if found and found.settings.get("file") == path:
                 kept[app.name] = list(found.settings.get("after", []))
     return {name: [*wished[name].after] if name in wished else after for name, after in kept.items()}
