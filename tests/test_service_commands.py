@@ -410,3 +410,13 @@ def test_the_name_is_the_programs_own(tmp_path: Path) -> None:
     line = [sys.executable, "-m", "package", "reload"]
     done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (3, "package: not running\n")
+
+
+def test_a_programs_threads_and_children_that_will_be_missing_in_the_daemon_are_named(tmp_path: Path) -> None:
+    app = App(tmp_path)
+    extra = "import threading\nthreading.Thread(target=time.sleep, args=(1000,), name='poller', daemon=True).start()\n"
+    app.program.write_text(app.program.read_text().replace("service =", f"{extra}service ="))
+    options = {**app.options(), "env": app.env}
+    done = subprocess.run([sys.executable, app.program, "start"], capture_output=True, check=False, **options)
+    assert done.returncode == 0 and "RuntimeWarning: these threads will not exist in the daemon: poller" in done.stderr
+    assert app("stop")[0] == 0

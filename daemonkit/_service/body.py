@@ -16,7 +16,7 @@ import threading
 import traceback
 
 from daemonkit._detach import DetachedContext
-from daemonkit._system.descriptors import inode, is_open
+from daemonkit._system.descriptors import inode
 from daemonkit._system.fork import exit_status_of
 
 TYPE_CHECKING = False
@@ -62,7 +62,7 @@ def context_of(service: Service, **overrides: Any) -> Context:  # noqa: ANN401 -
 
 def run_here(service: Service, report: Report) -> None:
     """Run the target in the foreground."""
-    context = context_of(service, detach_process=False, stdin=0 if is_open(0) else None, stdout=None, stderr=None)
+    context = context_of(service, detach_process=False, stdin=None, stdout=None, stderr=None)
     context.on_start = functools.partial(setattr, report, "started", True)
     with context:
         if not context.wait_ready:

@@ -33,12 +33,12 @@ def main(service: Service, argv: Sequence[str] | None) -> int:
     """Run the command line; return the exit status."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     if len(arguments) == 1 and arguments[0] in COMMANDS:  # argparse takes as long to load as `status` to run
-        return _carry_out(service, arguments[0])
+        return _carry_out(service, arguments[0], is_program=argv is None)
     try:
         options = _parser(service).parse_args(arguments)
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
-    return _carry_out(service, options.command, debug=options.debug)
+    return _carry_out(service, options.command, debug=options.debug, is_program=argv is None)
 
 
 def commands_of(service: Service) -> dict[str, Callable[[], None]]:
@@ -69,8 +69,9 @@ def _parser(service: Service) -> argparse.ArgumentParser:
     return parser
 
 
-def _carry_out(service: Service, name: str, *, debug: bool = False) -> int:
+def _carry_out(service: Service, name: str, *, debug: bool = False, is_program: bool = False) -> int:
     report = Report()
+    report.is_program = is_program
     try:
         return _DOES[name](service, report)
     except KeyboardInterrupt:

@@ -200,6 +200,8 @@ class Report:
 
     started = False
     words: Words | None = None
+    is_program = False
+    """Whether the caller is the program itself, which ends then; what it will miss in the daemon is named."""
 
 
 def start(service: Service, report: Report) -> int:
@@ -207,6 +209,10 @@ def start(service: Service, report: Report) -> int:
     if not _check(service):
         run(service, report)
         return os.getpid()
+    if report.is_program:
+        from daemonkit._detach import warn_of_losses  # noqa: PLC0415 - see above
+
+        warn_of_losses()
     from daemonkit._service.start import start_daemon  # noqa: PLC0415 - see above
 
     return start_daemon(service, report)

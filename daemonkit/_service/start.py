@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import marshal
 import os
-import pickle
 import signal
 import socket
 import traceback
@@ -22,7 +21,7 @@ from daemonkit._service.underway import wait_for_start
 from daemonkit._service.words import Words, words_of
 from daemonkit._system.descriptors import inode, open_descriptors
 from daemonkit._system.fork import fork_child
-from daemonkit._system.pidfd import exit_status
+from daemonkit._system.pidfd import exit_status, open_pidfd
 from daemonkit._system.signals import ALL_SIGNALS
 from daemonkit._system.sockets import socketpair
 from daemonkit._system.streams import flush_streams
@@ -90,7 +89,7 @@ class _Helper:
 
     def hear(self) -> None:
         """Take in what is said until the helper has ended, and the daemon's pid with it."""
-        pidfd = os.pidfd_open(self._pid)
+        pidfd = open_pidfd(self._pid)
         try:
             watched = {pidfd, self._end.fileno()}
             while pidfd not in wait_readable(watched, None, _LOOK):
@@ -102,7 +101,7 @@ class _Helper:
                 self._status = exit_status(pidfd, reap=True)
         finally:
             close(pidfd)
-        while self._status == 0 and _PID not in self.said and self._take():
+        while not self._status and not self.said.keys() & {_PID, _ERROR} and self._take():
             pass  # a daemon that need not be ready counts as started a moment before it says its pid
 
     def _take(self, flags: int = 0) -> bool:
@@ -119,7 +118,7 @@ class _Helper:
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
             os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)  # or the number is another's by now
             os.kill(self._pid, signal.SIGINT)
-            pidfd = os.pidfd_open(self._pid)
+            pidfd = open_pidfd(self._pid)
         if pidfd >= 0:
             if not wait_readable([pidfd], deadline_after(_GRACE)):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
@@ -140,6 +139,8 @@ class _Helper:
     def verdict(self, path: str) -> int:
         """Return the daemon's pid, or raise what went wrong."""
         if error := self.said.get(_ERROR):
+            import pickle  # noqa: PLC0415 - 10 ms, which a start that goes well need not wait for
+
             raise pickle.loads(error)  # noqa: S301 - this program's own exception
         if self._status:
             self._end_daemon(path)
@@ -227,6 +228,8 @@ def _call_off(number: int, _frame: FrameType | None) -> NoReturn:
 
 def _pickled(error: BaseException | None) -> bytes:
     """Return the exception as bytes; where it can't be had, a StartError that has its text."""
+    import pickle  # noqa: PLC0415 - as above
+
     with contextlib.suppress(Exception):
         text = pickle.dumps(error)
         if len(text) < _LONGEST and type(pickle.loads(text)) is type(error):  # noqa: S301 - just made
