@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from daemonkit.cli import _appfile, _kinds, _schema
 from daemonkit.cli._appfile import Wish
+from daemonkit.cli._options import OPTIONS
 from daemonkit.cli._toml import Toml
 
 SCHEMA = Path(_schema.__file__).with_name("daemonkit.schema.json")
@@ -257,6 +258,10 @@ def test_the_file_of_this_directory_is_found_by_the_name_it_was_reached_by(
 def test_the_schema_that_editors_read_is_that_of_the_options() -> None:
     assert json.loads(SCHEMA.read_text()) == _schema.schema(), "python -m daemonkit.cli._schema prints the new one"
     jsonschema.Draft202012Validator.check_schema(_schema.schema())
+
+
+def test_each_way_to_read_an_option_has_a_kind_of_value_in_a_file() -> None:
+    assert {option.parse.__name__ for option in OPTIONS if option.parse and not option.choices} <= set(_kinds._KINDS)
 
 
 def test_the_schema_accepts_what_the_reader_accepts(tmp_path: Path) -> None:

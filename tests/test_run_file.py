@@ -245,6 +245,15 @@ def test_no_line_is_lost_split_or_mixed(site: Site) -> None:
     assert len(lines) == 903
 
 
+def test_lines_of_several_instances_are_whole_whatever_they_write_at_once(site: Site) -> None:
+    site.write(
+        "[apps.a]\ninstances = 3\nrestart = 'never'\n"
+        "command = ['sh', '-c', 'for i in 1 2 3 4 5; do printf one$DAEMONKIT_INSTANCE; sleep 0.02; printf two; sleep 0.02; echo; done']\n"
+    )
+    assert site.run().wait(PATIENCE) == 0
+    assert sorted(site.lines()) == [f"a | one{i}two" for i in range(3) for _ in range(5)]
+
+
 def test_a_reader_that_has_stopped_reading_does_not_keep_it_from_stopping(site: Site) -> None:
     site.write('[apps.a]\ncommand = ["sh", "-c", "yes"]\nstop_timeout = 1\n')
     reader, writer = os.pipe()

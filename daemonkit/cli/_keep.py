@@ -13,6 +13,7 @@ from daemonkit._supervise.logs import log_at
 from daemonkit._system.streams import open_log
 from daemonkit.cli import _app, _say
 from daemonkit.cli._journal import Journal
+from daemonkit.cli._mixed import MARK
 from daemonkit.cli._options import OPTIONS, signal_number
 from daemonkit.cli._settings import LOG_MAX_BYTES, environment_in_effect
 
@@ -101,6 +102,8 @@ class Keeper:
         if self._app:
             options.setdefault("log_max_bytes", LOG_MAX_BYTES)
         options = {name: value for name, value in options.items() if value != "max"}  # no limit
+        if self._app and not self._log and _app.count_of(settings) > 1:
+            options.setdefault("log_format", MARK)
         _, out, error = _app.streams_of(settings, self._default_log)
         if out and options.get("log_max_bytes"):
             options |= {"stdout": out, "stderr": error}

@@ -47,6 +47,7 @@ VARIABLES: Final = Kind(
         "additionalProperties": {"type": ["string", "number"]},
     },
 )
+_ANY_TEXT: Final = Kind("a text", _TEXT)
 _SWITCH: Final = Kind("true or false", {"type": "boolean"})
 _KINDS: Final = {
     "_count": Kind("a whole number from 0 on", {"type": "integer", "minimum": 0}),
@@ -66,6 +67,8 @@ _KINDS: Final = {
     "_path": Kind("a path", _TEXT),
     "_listen": Kind('"HOST:PORT", "unix:PATH", or a list of them', _or_list(_TEXT)),
     "_variable": VARIABLES,
+    "_command": COMMAND,
+    "str": _ANY_TEXT,
 }
 
 
@@ -75,7 +78,7 @@ def kind_of(option: Option) -> Kind:
         return Kind(" or ".join(f'"{choice}"' for choice in option.choices), {"enum": list(option.choices)})
     if option.parse is None:
         return _SWITCH
-    return _KINDS[option.parse.__name__]
+    return _KINDS.get(option.parse.__name__, _ANY_TEXT)
 
 
 BY_NAME: Final = {option.name: option for option in OPTIONS}
@@ -110,6 +113,8 @@ def read(option: Option, value: Any, folder: str) -> object:  # noqa: ANN401 - w
     kind = option.parse.__name__
     if kind == "_variable":
         return {name: str(one) for name, one in value.items()}
+    if kind == "_command" and isinstance(value, list):
+        return value
     if option.several:
         return [option.parse(_resolved(kind, one, folder)) for one in (value if isinstance(value, list) else [value])]
     text = ",".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -13,6 +13,9 @@ _BLOCK: Final = 1 << 16
 _LONGEST: Final = 1 << 26  # bytes of a line; a longer one is cut, rather than that it takes all memory
 _MOST: Final = 1 << 20  # bytes that wait to be written; while there are more, nothing is read
 _AT_ONCE: Final = 4096  # bytes; a pipe that poll(2) calls writable takes so many without blocking: pipe(7), PIPE_BUF
+MARK: Final = "\x1e"
+"""Put before each line of an app with several instances, so that each line is written whole; it is taken away here."""
+_MARK: Final = MARK.encode()
 _COLOURS: Final = (36, 33, 32, 35, 34, 96, 93, 92, 95, 94)  # cyan, yellow, green, magenta, blue, and the bright ones
 
 
@@ -82,9 +85,8 @@ class Source:
         self._line += data
         end = self._line.rfind(b"\n", len(self._line) - len(data)) + 1
         if end:
-            whole = bytes(self._line[: end - 1])
+            self._pass_on(bytes(self._line[: end - 1]))
             del self._line[:end]
-            self.sink.add(self.prefix + whole.replace(b"\n", b"\n" + self.prefix) + b"\n")
         if len(self._line) > _LONGEST:
             self._cut()
         return bool(data)
@@ -98,5 +100,9 @@ class Source:
 
     def _cut(self) -> None:
         if self._line:
-            self.sink.add(self.prefix + bytes(self._line) + b"\n")
+            self._pass_on(bytes(self._line))
             self._line.clear()
+
+    def _pass_on(self, lines: bytes) -> None:
+        lines = self.prefix + lines.replace(b"\n", b"\n" + self.prefix) + b"\n"
+        self.sink.add(lines.replace(self.prefix + _MARK, self.prefix))
