@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 
@@ -161,11 +162,58 @@ def _is_replaced(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     return now["done"] or (bool(now["up"]) and set(before["runs"]).isdisjoint(now["runs"]))
 
 
-_VERBS: Final = {"stop": _stop, "restart": _restart, "reload": _reload, "delete": _delete}
+def signal_app(app: App, number: int) -> None:
+    """Send a signal to the main process of each instance."""
+    from daemonkit._supervise.marks import parent_of
+
+    app.must_be_known()
+    state = app.running_state()
+    if not state:
+        raise _say.Failure(f"{app.name} does not run; start it with: daemonkit start {app.name}")
+    supervisor, _ = state["supervisor"]
+    sent = 0
+    for one in state["instances"]:
+        for pid in one["up"] or one["runs"]:
+            with contextlib.suppress(ProcessLookupError):  # it has ended
+                pidfd = os.pidfd_open(pid)
+                try:
+                    # Looked at after the pidfd was opened: so it is that process, whoever had the number before.
+                    if parent_of(parent_of(pid) or 0) == supervisor:
+                        signal.pidfd_send_signal(pidfd, number)
+                        sent += 1
+                finally:
+                    os.close(pidfd)
+    if not sent:
+        raise _say.Failure(f"no instance of {app.name} runs; see: daemonkit status {app.name}")
+
+
+def _signal(app: App, options: argparse.Namespace) -> None:
+    signal_app(app, options.number)
+
+
+_VERBS: Final = {"signal": _signal, "stop": _stop, "restart": _restart, "reload": _reload, "delete": _delete}
+
+
+def _signal_number(text: str) -> int:
+    from daemonkit.cli._options import signal_number
+
+    try:
+        return signal_number(text)
+    except (ValueError, KeyError):
+        raise _say.Usage(f"invalid SIG: {text!r}; see: daemonkit signal --help") from None
 
 
 def each(options: argparse.Namespace) -> int:
     """Run the command for each app that was named; return the worst status."""
+    if options.verb == "signal":
+        options.number = _signal_number(options.signal)
+    if getattr(options, "pidfile", None):
+        from daemonkit.cli import _daemons
+
+        if options.names or options.all:
+            raise _say.Usage("give either names of apps or --pidfile F; see: daemonkit stop --help")
+        _daemons.stop_daemon(options.pidfile)
+        return 0
     if bool(options.names) == options.all:
         raise _say.Usage(f"give either names of apps or --all; see: daemonkit {options.verb} --help")
     apps = _app.apps() if options.all else _app.select(options.names)

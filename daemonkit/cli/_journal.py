@@ -96,6 +96,10 @@ class Journal:
             return "exited"
         return "failed" if self._restart == "never" else "backoff"
 
+    def is_wished(self, event: Event) -> bool:
+        """Tell whether an exit was wished: the work is done, or a successor has taken over."""
+        return event.exitcode in self._wished or bool(self.instances[event.instance]["up"])
+
     @property
     def all_up(self) -> bool:
         """Whether each instance is up or done."""

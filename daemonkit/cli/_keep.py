@@ -12,6 +12,7 @@ from daemonkit._supervise import Backoff, supervise
 from daemonkit._supervise.logs import log_at
 from daemonkit._system.streams import open_log
 from daemonkit.cli import _app, _say
+from daemonkit.cli._hook import Hook
 from daemonkit.cli._journal import Journal
 from daemonkit.cli._mixed import MARK
 from daemonkit.cli._options import OPTIONS, signal_number
@@ -20,6 +21,7 @@ from daemonkit.cli._settings import LOG_MAX_BYTES, environment_in_effect
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import FrameType
     from typing import Any, Final
 
     from daemonkit._detach import DetachedContext
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("daemonkit")
 
 _START_ENDS_WITHIN: Final = 60.0  # seconds, far more than that takes
-_OWN: Final = frozenset({"log", "env"})
+_OWN: Final = frozenset({"log", "env", "on_event"})
 """Options that are not `supervise`'s."""
 
 
@@ -69,6 +71,9 @@ class Keeper:
         logs = _app.log_paths(settings, self._default_log)
         self._journal = Journal(settings, logs, foreground=not must_start)
         self._said: list[str] | None = None
+        self._hook = self._make_hook()
+        self._is_stopping = False
+        self._handlers: dict[int, Any] = {}
 
     def run(self) -> int:
         """Supervise the app until it ends; return the exit status, SystemExit with the reason for a failed start."""
@@ -88,6 +93,22 @@ class Keeper:
         if self._said is not None:
             raise SystemExit("\n".join([*self._said, journal.failure or ""]))
         return summary.exitcode
+
+    def _make_hook(self) -> Hook | None:
+        if "on_event" not in self._settings:
+            return None
+        settings, name = self._settings, self._app.name if self._app else ""
+        return Hook(settings["on_event"], name, environment_in_effect(settings), settings.get("cwd", "/"), self._log)
+
+    def _notice_stop(self) -> None:
+        """See the signals that stop the app too: what ends then was wished to."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            if signal.getsignal(number) != self._on_stop:
+                self._handlers[number] = signal.signal(number, self._on_stop)  # that of supervise()
+
+    def _on_stop(self, number: int, frame: FrameType | None) -> None:
+        self._is_stopping = True
+        self._handlers[number](number, frame)
 
     def _options(self) -> dict[str, Any]:
         """Return the settings as arguments of `supervise`."""
@@ -112,6 +133,10 @@ class Keeper:
     def _on_event(self, event: Event) -> None:
         journal = self._journal
         journal.take(event)
+        if self._hook:
+            if event.kind == "start" and not self._is_stopping:
+                self._notice_stop()
+            self._hook.tell(event, wished=self._is_stopping or journal.is_wished(event))
         if self._must_start and journal.failure:
             if self._said is None:
                 self._said = self._last_lines()

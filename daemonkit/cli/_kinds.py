@@ -69,6 +69,7 @@ _KINDS: Final = {
     "_variable": VARIABLES,
     "_command": COMMAND,
     "str": _ANY_TEXT,
+    "_script": Kind("a shell command", _TEXT),
 }
 
 

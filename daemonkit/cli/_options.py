@@ -125,6 +125,12 @@ def _listen(text: str) -> str:
     return f"unix:{_path(text.removeprefix('unix:'))}" if text.startswith("unix:") else text
 
 
+def _script(text: str) -> str:
+    if not text.strip():
+        raise ValueError
+    return text
+
+
 def _variable(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not name or not equals:
@@ -194,6 +200,7 @@ OPTIONS: Final = (
     Option("--stdout", "a file instead of the log; {instance} is the number", _path, "F"),
     Option("--stderr", "the same", _path, "F"),
     Option("--log", "its log (NAME.log)", _path, "F"),
+    Option("--on-event", "a shell command that is run when something goes wrong with an instance", _script, "CMD"),
     Option("--log-max-bytes", "size at which its logs are rotated; max: never (10M)", _size, "BYTES"),
     Option("--log-backups", "old logs to keep (5)", _count, "N"),
     Option("--log-format", "text before each line, of {time} and {instance}", str, "TEXT"),

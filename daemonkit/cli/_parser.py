@@ -51,6 +51,22 @@ def _known_names(**_: object) -> list[str]:
     return [app.name for app in _app.apps()]
 
 
+def _status(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", nargs="?", help="the app").completer = _known_names  # type: ignore[attr-defined] # argcomplete's
+    parser.add_argument("--env", action="store_true", help="its environment")
+    parser.add_argument("--pidfile", metavar="F", help="any daemon with that pidfile instead")
+
+
+def _stop(parser: argparse.ArgumentParser) -> None:
+    _names(parser)
+    parser.add_argument("--pidfile", metavar="F", help="any daemon with that pidfile, such as one of spawn, instead")
+
+
+def _signal(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("signal", metavar="SIG", help="such as USR1, HUP, RTMIN+1 or 10")
+    _names(parser)
+
+
 def _name(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="the app").completer = _known_names  # type: ignore[attr-defined] # argcomplete's
 
@@ -152,11 +168,16 @@ COMMANDS: Final = {
     "status": _Command(
         "_table.status",
         "show how an app is; status 4 if not all of it is up, 3 if it does not run",
-        "daemonkit status web",
-        _name,
+        "daemonkit status web\n  daemonkit status --pidfile job.pid",
+        _status,
         _json,
     ),
-    "stop": _Command("_change.each", "stop apps", "daemonkit stop web mail\n  daemonkit stop --all", _names),
+    "stop": _Command(
+        "_change.each",
+        "stop apps, which then stay stopped",
+        "daemonkit stop web mail\n  daemonkit stop --all\n  daemonkit stop --pidfile job.pid",
+        _stop,
+    ),
     "restart": _Command(
         "_change.each", "stop apps and start them again, as they were", "daemonkit restart web", _names, _update_env
     ),
@@ -165,6 +186,12 @@ COMMANDS: Final = {
         "restart the instances one at a time, each stopped once its successor is up",
         "daemonkit reload web",
         _names,
+    ),
+    "signal": _Command(
+        "_change.each",
+        "send a signal to the main process of each instance",
+        "daemonkit signal USR1 web",
+        _signal,
     ),
     "delete": _Command("_change.each", "stop apps and forget them", "daemonkit delete web", _names),
     "logs": _Command(

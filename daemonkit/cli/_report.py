@@ -42,7 +42,7 @@ def report(app: App) -> Report:
         "wanted": len(instances) if instances else _wanted(app),
         "pid": holder.pid if holder else None,
         "restarts": sum(max(one["starts"] - 1, 0) for one in instances),
-        "uptime": _age(holder.started) if holder else None,
+        "uptime": age(holder.started) if holder else None,
         "cpu": None,
         "memory": None,
         "file": state.get("file"),
@@ -81,7 +81,7 @@ def _wanted(app: App) -> int | None:
     return None
 
 
-def _age(started: int | None) -> float | None:
+def age(started: int | None) -> float | None:
     """Return the seconds since a process started; None where that can't be seen."""
     return round(max((ticks() - started) / _TICKS, 0.0), 2) if started else None
 
@@ -100,7 +100,7 @@ def _instance(index: int, one: Mapping[str, Any], ended: str | None) -> dict[str
         "index": index,
         "pid": pid,
         "state": state if not ended or state in {"exited", "failed", "gave-up", "stopped"} else ended,
-        "uptime": _age(start_of(pid)) if pid else None,
+        "uptime": age(start_of(pid)) if pid else None,
         "starts": one["starts"],
         "exitcode": one.get("exitcode"),
         "exited_at": one.get("exited_at"),

@@ -9,6 +9,7 @@ import signal
 import sys
 
 from daemonkit._system.fork import fork_child
+from daemonkit._system.program import find_program
 from daemonkit.cli import _app, _say
 from daemonkit.cli._app import App
 from daemonkit.cli._options import absolute, settings_of
@@ -91,14 +92,31 @@ def _the_one(options: argparse.Namespace) -> App:
 def _refuse_programs(names: Sequence[str]) -> None:
     """Refuse what looks like a program that was meant to be started: the name of an app is missing, or the ``--``."""
     first, *others = names
-    stem, suffix = os.path.splitext(os.path.basename(first))
-    if os.path.isfile(first) and ("/" in first or not App(first).is_known):
+    suffix = os.path.splitext(first)[1]
+    if not _is_app(first) and (os.path.isfile(first) or _is_program(first)):
+        name = os.path.basename(first).partition(".")[0] if os.path.isfile(first) else "NAME"
         runner = _RUNNERS.get(suffix, "")
-        program = f"{runner}{first if runner or '/' in first else f'./{first}'}"
-        raise _say.Usage(f"{first!r} is a file; to start it as an app: daemonkit start {stem or 'NAME'} -- {program}")
-    for name in others:
-        if "/" in name or not (any(c in name for c in "*?[") or App(name).is_known):
-            raise _say.Usage(f"unexpected argument {name!r}; put the program after --; see: daemonkit start --help")
+        here = "./" if os.path.isfile(first) and not runner and "/" not in first else ""
+        program = " ".join([f"{runner}{here}{first}", *others])
+        raise _say.Usage(f"{first!r} is a program; to start it as an app: daemonkit start {name} -- {program}")
+    for word in others:
+        if not _is_app(word) and (os.path.isfile(word) or _is_program(word)):
+            raise _say.Usage(f"unexpected argument {word!r}; put the program after --; see: daemonkit start --help")
+
+
+def _is_app(word: str) -> bool:
+    """Tell whether a word names a known app, or is a pattern."""
+    try:
+        return any(sign in word for sign in "*?[") or App(word).is_known
+    except ValueError:
+        return False
+
+
+def _is_program(word: str) -> bool:
+    try:
+        return bool(find_program(word, None, None))
+    except (OSError, ValueError):
+        return False
 
 
 # --- in the background -----------------------------------------------------------------------------------------------

@@ -39,11 +39,22 @@ def ls(options: argparse.Namespace) -> int:
 
 
 def status(options: argparse.Namespace) -> int:
+    if bool(options.name) == bool(options.pidfile):
+        raise _say.Usage("give either NAME or --pidfile F; see: daemonkit status --help")
+    if options.pidfile:
+        from daemonkit.cli import _daemons
+
+        return _daemons.print_status(options.pidfile, as_json=options.json)
     app = App(options.name)
     if not app.is_known:
         _say.say(f"there is no app {app.name}; `daemonkit ls` lists all")
         return _NOT_RUNNING
     report = _report.full_report(app)
+    if options.env:
+        from daemonkit.cli._settings import environment_in_effect
+
+        print_lines([f"{name}={value}" for name, value in sorted(environment_in_effect(app.settings()).items())])
+        return _STATUS.get(report["state"], _NOT_RUNNING)
     if _usage_is_shown(options):
         _report.measure_once([report])
     if options.json:
