@@ -462,14 +462,57 @@ def test_the_unit_that_the_command_prints_runs_the_same_app(machine: boot.Machin
         assert seen == [f"{said[4:]}\n"] * 2
         group = machine.inside(f"/sys/fs/cgroup{told['ControlGroup']}/cgroup.procs")
         before = set(group.read_text().split())
-        assert len(before) == 4  # two that supervise, and two instances
+        assert len(before) == 5  # two that supervise, one that shows the log, and two instances
         assert machine.systemctl("reload", "web").returncode == 0
-        eventually(lambda: len(before & set(group.read_text().split())) == 2 and len(group.read_text().split()) == 4)
+        eventually(lambda: len(before & set(group.read_text().split())) == 3 and len(group.read_text().split()) == 5)
         assert machine.systemctl("stop", "web").returncode == 0
         told = machine.show("web")
         assert (told["ActiveState"], told["Result"]) == ("inactive", "success")
     finally:
         machine.systemctl("kill", "-s", "KILL", "web")
+
+
+FILE = """
+[defaults]
+min_uptime = 0.05
+[apps.db]
+command = ["sh", "-c", "trap 'echo db ends >>/srv/order; exit 0' TERM; echo db >>/srv/order; while :; do sleep 0.02; done"]
+[apps.web]
+command = ["sh", "-c", "trap 'echo web ends >>/srv/order; exit 0' TERM; echo web >>/srv/order; while :; do sleep 0.02; done"]
+after = ["db"]
+"""
+
+
+def test_the_unit_of_a_file_runs_all_its_apps_in_their_order_and_reads_it_anew(machine: boot.Machine) -> None:
+    machine.inside("/srv/daemonkit.toml").write_text(FILE)
+    home = "DAEMONKIT_HOME=/srv/file-apps"
+    done = machine.run("env", home, boot.PYTHON, "-m", "daemonkit", "unit", "-f", "/srv/daemonkit.toml")
+    assert done.returncode == 0, done.stderr
+    units = machine.inside("/run/systemd/system")
+    (units / "site.service.d").mkdir()
+    (units / "site.service.d" / "alone.conf").write_text("[Unit]\nDefaultDependencies=no\n")
+    (units / "site.service").write_text(done.stdout)
+    machine.systemctl("daemon-reload")
+    order = machine.inside("/srv/order")
+    try:
+        assert machine.systemctl("start", "site").returncode == 0, machine.systemctl("status", "site").stdout
+        told = machine.show("site")
+        assert (told["ActiveState"], told["StatusText"]) == ("active", "2 up")
+        assert order.read_text().split() == ["db", "web"]
+        machine.inside("/srv/daemonkit.toml").write_text(FILE.replace("echo web >>", "echo new >>"))
+        assert machine.systemctl("reload", "site").returncode == 0
+        eventually(lambda: order.read_text().splitlines() == ["db", "web", "web ends", "new"])
+
+        def status() -> str:
+            return machine.run("env", home, boot.PYTHON, "-m", "daemonkit", "status", "web").stdout
+
+        eventually(lambda: status().splitlines()[1].split()[:3] == ["web", "running", "1/1"])
+        assert machine.systemctl("stop", "site").returncode == 0
+        assert order.read_text().splitlines()[4:] == ["web ends", "db ends"]
+        told = machine.show("site")
+        assert (told["ActiveState"], told["Result"]) == ("inactive", "success")
+    finally:
+        machine.systemctl("kill", "-s", "KILL", "site")
 
 
 # --- supervise ------------------------------------------------------------------------------------------------------

@@ -406,3 +406,5 @@ def test_ls_shows_the_apps_of_a_file_together(site: Site) -> None:
     site.up()
     lines = [line.split()[0] if line else "" for line in site("ls").stdout.splitlines()]
     assert lines == ["NAME", "alone", "", f"{site.folder}/daemonkit.toml:", "db", "mail", "web"]
+    lines = site("status", "web").stdout.splitlines()
+    assert lines[1].startswith("web ") and f"file       {site.folder}/daemonkit.toml" in lines

@@ -60,7 +60,7 @@ def status(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(_public(report)))
     else:
-        print_lines([*table([report]), "", *_details(report)])
+        print_lines([*table([report | {"file": None}]), "", *_details(report)])
     return _STATUS.get(report["state"], _NOT_RUNNING)
 
 
@@ -107,6 +107,8 @@ def _details(report: Report) -> list[str]:
         lines.append("")
     lines.append(f"command    {shlex.join(report['command'])}")
     lines.append(f"directory  {report['cwd']}")
+    if report["file"]:
+        lines.append(f"file       {report['file']}")
     lines += [f"{'' if i else 'logs':<10} {path}" for i, path in enumerate(report["logs"])]
     return lines
 
