@@ -254,6 +254,17 @@ def test_lines_of_several_instances_are_whole_whatever_they_write_at_once(site: 
     assert sorted(site.lines()) == [f"a | one{i}two" for i in range(3) for _ in range(5)]
 
 
+def test_where_nothing_can_be_written_the_apps_run_all_the_same(site: Site) -> None:
+    site.write(THREE)
+    run = site.run(DAEMONKIT_HOME="/proc/none")
+    site.shows(*BEGUN)
+    said = "/proc/none: No such file or directory; the apps run, but ls, status and stop do not see them"
+    assert site.lines("err")[0] == f"daemonkit: {said}"
+    run.terminate()
+    assert run.wait(PATIENCE) == 0
+    assert site.lines()[3:] == ["mail | mail ends", "web | web ends", "db | db ends"]
+
+
 def test_a_reader_that_has_stopped_reading_does_not_keep_it_from_stopping(site: Site) -> None:
     site.write('[apps.a]\ncommand = ["sh", "-c", "yes"]\nstop_timeout = 1\n')
     reader, writer = os.pipe()

@@ -408,3 +408,40 @@ def test_ls_shows_the_apps_of_a_file_together(site: Site) -> None:
     assert lines == ["NAME", "alone", "", f"{site.folder}/daemonkit.toml:", "db", "mail", "web"]
     lines = site("status", "web").stdout.splitlines()
     assert lines[1].startswith("web ") and f"file       {site.folder}/daemonkit.toml" in lines
+
+
+def test_another_shells_environment_is_taken_where_it_is_asked_for(site: Site) -> None:
+    site.write(QUICK + "[apps.a]\ncommand = ['sh', '-c', 'echo got $OTHER; exec sleep 1000']\n")
+    site.environment["OTHER"] = "one"
+    site.up()
+    assert site.up("--update-env") == ["a: is as it should be"]
+    site.environment["OTHER"] = "two"
+    assert site.up() == ["a: is as it should be"]
+    assert site.up("--update-env")[0].endswith(" (environment)")
+    assert site.up("--update-env") == ["a: is as it should be"]
+    eventually(lambda: "got two" in site("logs", "a", "-n", "99").stdout)
+
+
+def test_what_a_file_said_is_recalled_only_while_nothing_that_it_depends_on_has_changed(site: Site) -> None:
+    site.write(QUICK + "[apps.a]\ncommand = 'sleep 1000'\nstdin = '~/words'\n")
+    for name in ("one", "two"):
+        (site.folder / name).mkdir()
+        site.write("", f"{name}/words")
+    site.environment["HOME"] = str(site.folder / "one")
+    site.up()
+    [kept] = site.home.glob(".*.read")
+    assert kept.stat().st_mode & 0o777 == 0o600
+    assert site.up() == ["a: is as it should be"]
+    site.environment["HOME"] = str(site.folder / "two")
+    assert site.up("-n") == ["a: would be changed (stdin)"]
+    kept.write_text("rubbish")
+    assert site.up("-n") == ["a: would be changed (stdin)"]
+
+
+def test_without_python_dotenv_the_message_says_what_to_install(site: Site) -> None:
+    site.write("[apps.a]\ncommand = 'sleep 1000'\nenv_file = '.env'\n")
+    site.write("A=1\n", ".env")
+    site.write("raise ImportError\n", "dotenv.py")
+    site.environment["PYTHONPATH"] = str(site.folder)
+    said = one_line(site("up", status=1).stderr)
+    assert said.endswith("can't be read without python-dotenv: pip install 'daemonkit[cli]'\n")

@@ -38,14 +38,19 @@ _LAST_WORDS: Final = 5.0  # seconds that a reader has to take the rest of the ou
 
 def run_file(options: argparse.Namespace) -> int:
     file = _appfile.read(_appfile.find(options.file))
-    _app.make_home()
-    for name in file.apps:
+    can_be_seen = True
+    try:
+        _app.make_home()
+    except OSError as error:  # in a container that can't be written to
+        can_be_seen = False
+        _say.say(f"{_say.in_one_line(error)}; the apps run, but ls, status and stop do not see them")
+    for name in file.apps if can_be_seen else ():
         app = App(name)
         if app.is_known and (settings := app.readable_settings()):
             _plan.refuse_foreign(name, settings, file.path)
         if holder := app.holder():
             raise _say.Failure(f"{name} runs already, as process {holder.pid}; stop it first: daemonkit stop {name}")
-    return _Foreground(file, until_any=options.until == "any").run()
+    return _Foreground(file, until_any=options.until == "any", can_be_seen=can_be_seen).run()
 
 
 class _Member:
@@ -95,8 +100,9 @@ class _Member:
 
 
 class _Foreground:
-    def __init__(self, file: AppFile, *, until_any: bool) -> None:
+    def __init__(self, file: AppFile, *, until_any: bool, can_be_seen: bool) -> None:
         self._file = file
+        self._can_be_seen = can_be_seen
         self._until_any = until_any
         self._members: dict[str, _Member] = {}
         self._stopping = False
@@ -216,7 +222,8 @@ class _Foreground:
         os.environ.pop("NOTIFY_SOCKET", None)  # the parent's
         status = 1
         try:
-            status = _start.keep_in_foreground(App(name), settings, lambda: os.write(ready, b"1"))
+            app = App(name) if self._can_be_seen else None
+            status = _start.keep_in_foreground(name, settings, lambda: os.write(ready, b"1"), app=app)
         except SystemExit as error:
             status = error.code if isinstance(error.code, int) else 1
             if isinstance(error.code, str):

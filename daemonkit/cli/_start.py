@@ -299,17 +299,17 @@ def share_what_supervisors_load() -> None:
     gc.freeze()  # a collection would write to all of it, and so copy it
 
 
-def keep_in_foreground(app: App, settings: Settings, tell_ready: Callable[[], object]) -> int:
+def keep_in_foreground(name: str, settings: Settings, tell_ready: Callable[[], object], *, app: App | None) -> int:
     """Be that app; what it writes goes to this process's own streams, unless it has a log. Return its exit status.
 
-    SystemExit too. `tell_ready` is called once it is up.
+    SystemExit too. `tell_ready` is called once it is up. Without `app` no other command sees it.
     """
     from daemonkit import detached
 
     check_startable(settings, app)
-    set_title(f"daemonkit: {app.name}")
-    log = settings.get("log")
-    with detached(pidfile=app.pidfile, stdout=log, stderr=log, prevent_core=False, detach_process=False):
+    set_title(f"daemonkit: {name}")
+    log, pidfile = settings.get("log"), app.pidfile if app else None
+    with detached(pidfile=pidfile, stdout=log, stderr=log, prevent_core=False, detach_process=False):
         return _supervise(settings, _Told(tell_ready), app, log, list, must_start=False)
 
 
