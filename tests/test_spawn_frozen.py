@@ -178,12 +178,13 @@ print(*pids)
 
 
 @pytest.mark.long
+@pytest.mark.timeout(600)  # to freeze it takes 15 s, and minutes on a loaded machine
 def test_a_program_frozen_by_pyinstaller_under_nohup_starts_what_it_was_told_and_never_itself(tmp_path: Path) -> None:
     freeze = pytest.importorskip("PyInstaller", reason="takes pyinstaller, of the test group")
     del freeze
     (tmp_path / "app.py").write_text(PRELUDE + APP)
     build = [sys.executable, "-m", "PyInstaller", "--onefile", "--log-level", "ERROR", "app.py"]
-    subprocess.run(build, cwd=tmp_path, check=True, capture_output=True, timeout=110)
+    subprocess.run(build, cwd=tmp_path, check=True, capture_output=True, timeout=500)
     trace = tmp_path / "trace"
     done = subprocess.run(
         ["nohup", tmp_path / "dist" / "app"],

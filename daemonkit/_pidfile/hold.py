@@ -37,6 +37,7 @@ from daemonkit._pidfile.ranges import FLOCK, PID_MAX, State, end_of_lock, find_l
 from daemonkit._system.descriptors import append_result
 from daemonkit._system.pidfd import reap, wait_for_end
 from daemonkit._system.process import Identity, identity
+from daemonkit._system.wait import pause
 from daemonkit.errors import AlreadyRunningError
 
 TYPE_CHECKING = False
@@ -65,7 +66,7 @@ def _mutex(fd: int, path: str) -> Iterator[None]:
             if time.monotonic() > deadline:
                 msg = f"{path}: another process keeps it locked, but does not hold it; stop that process (see lslocks)"
                 raise LockFailed(msg) from None
-            wait_for_end(None, 0.001)
+            pause(0.001)
         else:
             break
     try:

@@ -29,7 +29,7 @@ def blamed(error: OSError, plan: Plan, program: str | bytes) -> OSError:
     at_fault: str | bytes = program
     text = os.strerror(number)
     if number in {errno.ENOENT, errno.EACCES, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}:
-        while interpreter := _interpreter(path):  # which may be a script too: execve(2)
+        while interpreter := _interpreter(path):  # it may be a script itself: execve(2)
             path = interpreter
             if not _is_runnable(path):
                 at_fault = os.fsdecode(path)

@@ -1,4 +1,4 @@
-"""What 0, 1 and 2 of the program become, and the caller's ends of the pipes."""
+"""The files that become 0, 1 and 2 of the program, and the caller's ends of its pipes."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 def check_streams(options: Mapping[str, StreamOption], data: object) -> None:
+    """Refuse streams and an input that can't be used: TypeError, ValueError."""
     for name, value in options.items():
         if not (isinstance(value, int) and value in (PIPE, INHERIT)):
             check_stream(name, value)
@@ -31,7 +32,7 @@ def check_streams(options: Mapping[str, StreamOption], data: object) -> None:
         raise ValueError("input: goes to stdin, so stdin can't be given too")
 
 
-def open_streams(  # noqa: PLR0913, PLR0917 - what it takes, and the two stacks that undo it
+def open_streams(  # noqa: PLR0913, PLR0917 - options, and the two stacks that close them
     options: Mapping[str, StreamOption],
     data: bytes | bytearray | memoryview | None,
     null: int,
@@ -40,7 +41,10 @@ def open_streams(  # noqa: PLR0913, PLR0917 - what it takes, and the two stacks 
     always: contextlib.ExitStack,
     undo: contextlib.ExitStack,
 ) -> tuple[tuple[int, ...], dict[str, IO[bytes]]]:
-    """Open what 0, 1 and 2 become, and the caller's ends of the pipes."""
+    """Return the descriptors that become 0, 1 and 2, and the caller's ends of the pipes by name.
+
+    `always` closes the former, `undo` the latter, and removes a log that was created for a start that failed.
+    """
     fds: list[int] = []
     pipes: dict[str, IO[bytes]] = {}
     for name, value in options.items():
@@ -66,7 +70,7 @@ def open_streams(  # noqa: PLR0913, PLR0917 - what it takes, and the two stacks 
 
 
 def input_file(data: bytes | bytearray | memoryview) -> int:
-    """Return a file in memory with the data, open for reading: unlike a pipe it needs nobody to fill it."""
+    """Return a file in memory with the data, at its start. Unlike a pipe it is complete when the caller ends."""
     fd = os.memfd_create("daemonkit-input")
     try:
         with memoryview(data).cast("B") as rest:

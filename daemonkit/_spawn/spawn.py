@@ -110,7 +110,7 @@ def spawn_detached(  # noqa: PLR0913 - each is an option of its own, and keyword
                 take(hold, lock.timeout)
                 hold.lend()
             streams, pipes = open_streams(options, input, null, umask, owner, always, undo)
-            undo.callback(end_started, started)  # first of all that is undone
+            undo.callback(end_started, started)  # the last callback is the first to run
             plan = Plan(
                 path=found,
                 argv=argv,
@@ -125,14 +125,14 @@ def spawn_detached(  # noqa: PLR0913 - each is an option of its own, and keyword
             start_program(plan, started, program)
             set_free(started[0])  # of the instance that this process may be part of
             in_time = before == ticks()
-            always.close()  # which leaves room for a descriptor: one for a look at /proc, and then for the pidfd
+            always.close()  # so that there is a descriptor for a look at /proc, and then for the pidfd
             who = _identity(started[0], before if in_time else None) if hold else None
             handle = _handle(started[0], args, pipes)
             if hold:
                 _hand_over(hold, handle, who)
             undo.pop_all()
     except BaseException:
-        end_started(started)  # a signal handler has raised after that
+        end_started(started)  # if a signal handler has raised after undo.pop_all()
         raise
     return handle
 
@@ -163,11 +163,11 @@ def _pidfile_of(pidfile: Path | PidFile | None) -> PidFile | None:
 def _handle(pid: int, args: object, pipes: Mapping[str, IO[bytes]]) -> DetachedProcess:
     try:
         pidfd = open_pidfd(pid)
-    except ProcessLookupError:  # it has ended, and was reaped by somebody else or by the kernel (SIGCHLD ignored)
+    except ProcessLookupError:  # it has ended and was reaped, by another thread or the kernel (SIGCHLD ignored)
         pidfd, ended = _readable(), True
     else:
         ended = not is_child(pidfd)
-        if ended and not has_ended(pidfd):  # the same, and the number has been given out again
+        if ended and not has_ended(pidfd):  # it was reaped, and its number now means another process
             close(pidfd)
             pidfd = _readable()
     stdin, stdout, stderr = map(pipes.get, STREAM_NAMES)
@@ -175,17 +175,18 @@ def _handle(pid: int, args: object, pipes: Mapping[str, IO[bytes]]) -> DetachedP
 
 
 def _readable() -> int:
+    """Return a descriptor that is readable for ever, as the pidfd of a process that has ended."""
     return os.eventfd(1, os.EFD_CLOEXEC)
 
 
 def _identity(pid: int, ticks: int | None) -> Identity | None:
-    """Return the program's identity; a look at /proc/PID/stat, which waits for the exec to end, if `ticks` is None."""
+    """Return the program's identity. Without `ticks` it takes a look at /proc/PID/stat, which waits for the exec."""
     return identity_of(pid) if ticks is None else Identity(pid, ticks)
 
 
 def _hand_over(hold: Hold, handle: DetachedProcess, who: Identity | None) -> None:
     """Make the program the holder of its pidfile; it has the lock's descriptor, and the caller needs none."""
-    if who and is_child(handle.fileno()):  # so that the number was the program's while it was looked up
+    if who and is_child(handle.fileno()):  # not reaped: the pid was the program's when its start time was looked up
         hold.name_holder(who)
         hold.close()
     else:

@@ -100,7 +100,7 @@ def _start_for_odd_signals(plan: Plan, started: list[int]) -> None:
 
 
 def _spawn(plan: Plan, started: list[int]) -> bool:
-    """Start it by posix_spawn(3); return False where that can't be told which descriptors to pass."""
+    """Start it by posix_spawn(3); return False if that refuses a descriptor's number."""
     actions = _actions(plan)
     try:
         if libc.CAN_ENTER:
@@ -152,7 +152,7 @@ def _run(
     kind = popen()
     process = kind.__new__(kind)
     try:
-        process.__init__(  # type: ignore[misc]  # so that there is a name for it, whatever happens in there
+        process.__init__(  # type: ignore[misc]  # a second step, so that `finally` has the object if this one fails
             argv,
             **dict(zip(STREAM_NAMES, plan.streams, strict=True)),
             pass_fds=(*plan.keep, *keep),
@@ -161,7 +161,7 @@ def _run(
         )
         started.append(process.pid)
     finally:
-        process.returncode = 0  # so that it neither reaps nor warns: that is left to the handle
+        process.returncode = 0  # so that Popen neither reaps nor warns: the handle reaps
 
 
 def _load_become() -> str | None:
@@ -190,7 +190,7 @@ def is_python() -> bool:
 
 
 def _become(plan: Plan, started: list[int]) -> None:
-    """Start a Python that sets back what Popen passes on, and becomes the program."""
+    """Start a Python that resets the signals and becomes the program."""
     owner = (plan.owner.uid, plan.owner.gid, plan.owner.groups) if plan.owner else None
     env = own_environment() if plan.env is None else plan.env
     with contextlib.ExitStack() as stack:
@@ -206,13 +206,13 @@ def _become(plan: Plan, started: list[int]) -> None:
                 raise OSError(error.errno, text, sys.executable) from error
             raise
         writer.close()
-        said = reader.read()  # up to the exec, which closes the other end
-    if said == b"+":
+        report = reader.read()  # up to the exec, which closes the other end
+    if report == b"+":
         return
     end_started(started)
-    if not said:
+    if not report:
         raise RuntimeError(f"{sys.executable}, which sets back the caller's ignored or blocked signals, did not start")
-    raise OSError(int(said[1:]), os.strerror(int(said[1:])), plan.path)
+    raise OSError(int(report[1:]), os.strerror(int(report[1:])), plan.path)
 
 
 _SHELL: Final = b"/bin/sh"
@@ -273,7 +273,7 @@ def _has_odd_signals() -> bool:
 
 
 def end_started(started: list[int]) -> None:
-    """End a program whose start failed after all, and whatever it has started."""
+    """End a program whose start failed after it was executed, and everything that it has started."""
     for pid in started:
         with contextlib.suppress(ChildProcessError, ProcessLookupError):
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)  # not reaped, it keeps its number

@@ -48,7 +48,7 @@ class DetachedProcess:
     (3, False)
     """
 
-    _pidfd = -1  # for __del__, should __init__ be interrupted
+    _pidfd = -1  # for __del__, if __init__ is interrupted
 
     def __init__(  # noqa: PLR0913 - the fields
         self,
@@ -86,7 +86,7 @@ class DetachedProcess:
         return f"<DetachedProcess {self.pid}: {self.args!r}, {state}>"
 
     def __del__(self) -> None:
-        """Leave the process to be reaped later."""
+        """Close the pidfd, or keep it until the process has ended and can be reaped."""
         if self._pidfd < 0 or sys is None or sys.is_finalizing():  # the process ends, and so do its descriptors
             return
         if self._ended or self._parent != os.getpid():
@@ -103,15 +103,15 @@ class DetachedProcess:
 
     @property
     def running(self) -> bool:
-        """Whether it has not ended yet; a zombie has."""
+        """Whether it has not ended yet. A zombie has ended."""
         self.poll()
         return not self._ended
 
     def poll(self) -> int | None:
         """Reap it if it has ended; return its exit status, negative for a signal, or None.
 
-        None too if somebody else took the status and the kernel does not tell it any more (before Linux 6.15);
-        `running` says which it is.
+        It is also None where another part of the program took the status, before Linux 6.15. Then `running` tells
+        that it has ended.
         """
         reap()
         with self._lock:
@@ -123,8 +123,8 @@ class DetachedProcess:
         if not self._ended:
             if not has_ended(self._pidfd):
                 return
-            # Asked only now that it has certainly ended: what is still there can be taken.
-            with contextlib.suppress(ChildProcessError):  # not ours; somebody else took it; SIGCHLD is ignored
+            # Only after the certain end, as the status may come between two looks and would be lost to this one.
+            with contextlib.suppress(ChildProcessError):  # not a child, or reaped elsewhere, or SIGCHLD is ignored
                 self.returncode = exit_status(self._pidfd, reap=self._parent == os.getpid())
             self._ended = True
         if self.returncode is None:
@@ -143,7 +143,7 @@ class DetachedProcess:
         return self.returncode
 
     def wait_for_end(self, timeout: float | None) -> bool:
-        """Do the same; return whether it has ended."""
+        """Wait as `wait` does, and return whether it has ended."""
         deadline = deadline_after(timeout)
         while self.running:
             if not wait_among_greenlets([self._pidfd], deadline):

@@ -1,4 +1,4 @@
-"""Ends and exit statuses, by pidfd: a number may be given out again, a pidfd never means another process."""
+"""Ends and exit statuses by pidfd, as a pid may be given out again and a pidfd never means another process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-_INFO = struct.Struct("QQ12I")  # struct pidfd_info of linux/pidfd.h: what is asked for, ..., the wait status
+_INFO = struct.Struct("QQ12I")  # struct pidfd_info of linux/pidfd.h: a mask first, the wait status last
 _INFO_EXIT: Final = 1 << 3
 _GET_INFO: Final = 3 << 30 | _INFO.size << 16 | 0xFF << 8 | 11  # PIDFD_GET_INFO, Linux 6.15
 
@@ -46,8 +46,8 @@ def wait_for_end(pid: int | None, seconds: float, *, among_greenlets: bool = Fal
     """Return when process `pid` ends, or after that many seconds, whichever is first."""
     with contextlib.ExitStack() as stack:
         watched = []
-        with contextlib.suppress(OSError):  # it has ended, or is not to be watched: the time limit remains
-            watched.append(os.pidfd_open(pid or 0))
+        with contextlib.suppress(OSError):  # it has ended, or can't be watched: then the time limit remains
+            watched.append(os.pidfd_open(pid or 0))  # 0, for None, is no process: EINVAL
             stack.callback(close, watched[0])
         wait = wait_among_greenlets if among_greenlets else wait_readable
         wait(watched, deadline_after(seconds))
@@ -59,7 +59,7 @@ def has_ended(pidfd: int) -> bool:
 
 
 def is_child(pidfd: int) -> bool:
-    """Tell whether it is a child of this process that nobody has reaped yet, so that its number is its own."""
+    """Tell whether it is a child of this process that nobody has reaped; until then its pid means no other process."""
     try:
         os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOWAIT | os.WNOHANG)
     except OSError:
@@ -68,9 +68,10 @@ def is_child(pidfd: int) -> bool:
 
 
 def exit_status(pidfd: int, *, reap: bool) -> int | None:
-    """Return a child's exit status (negative: the signal), None while it runs; ChildProcessError if it is not ours.
+    """Return a child's exit status (negative: the signal), None while it runs.
 
-    Without `reap` it is left to whoever has a claim to it.
+    Without `reap` the status stays there for its parent. Raises ChildProcessError for a process that is not a child of
+    this one, or was reaped.
     """
     result = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG | (0 if reap else os.WNOWAIT))
     if result is None:
@@ -79,7 +80,7 @@ def exit_status(pidfd: int, *, reap: bool) -> int | None:
 
 
 def status_after_reaping(pidfd: int) -> int | None:
-    """Return the exit status of a process that somebody else has reaped, where the kernel still tells it."""
+    """Return the exit status of a process that was reaped elsewhere; None before Linux 6.15, which keeps no status."""
     info = bytearray(_INFO.pack(_INFO_EXIT, *[0] * 13))
     try:
         fcntl.ioctl(pidfd, _GET_INFO, info)
@@ -99,7 +100,7 @@ class _Dropped:
 
     def add(self, pidfd: int) -> None:
         if self._parent != os.getpid():
-            self.__init__()  # type: ignore[misc]  # in a fork: what is in it are another process's children
+            self.__init__()  # type: ignore[misc]  # after a fork: the children in it are another process's
         self._pidfds.add(pidfd)
         self._poll.register(pidfd, select.POLLIN)
 
@@ -108,12 +109,12 @@ class _Dropped:
             return
         try:
             ended = self._poll.poll(0)
-        except RuntimeError:  # another thread is at it
+        except RuntimeError:  # another thread is polling it
             return
         for pidfd, _ in ended:
             try:
                 self._pidfds.remove(pidfd)
-            except KeyError:  # ... and was first
+            except KeyError:  # another thread was first
                 continue
             self._poll.unregister(pidfd)
             with contextlib.suppress(ChildProcessError):  # somebody else reaped it
@@ -125,10 +126,10 @@ _dropped = _Dropped()
 
 
 def drop(pidfd: int) -> None:
-    """Take over the pidfd of a child that nobody will ask about any more."""
+    """Take over the pidfd of a child whose handle is gone, to reap the child after its end."""
     _dropped.add(pidfd)
 
 
 def reap() -> None:
-    """Reap the dropped children that have ended: whatever launches a program or looks at one calls this."""
+    """Reap the dropped children that have ended. Every public call does this, so that zombies never pile up."""
     _dropped.reap()

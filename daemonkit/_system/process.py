@@ -81,30 +81,30 @@ _namespace_id: tuple[int, int] | None = None
 
 
 def namespace_id() -> int:
-    """Return what tells this process's PID and time namespaces from others: numbers and start times are theirs.
+    """Return the number of this process's PID and time namespaces: pids and start times mean nothing outside them.
 
-    58 bits, as the numbers of namespaces differ in their lower 28; 0 where there is no /proc.
+    It has 58 bits, as the inodes of namespaces differ in their lower 28. It is 0 where there is no /proc.
     """
-    global _namespace_id  # noqa: PLW0603 - as above
+    global _namespace_id  # noqa: PLW0603 - a cache for one process; a fork makes it stale, hence the check
     if _namespace_id is None or _namespace_id[0] != os.getpid():
         _namespace_id = os.getpid(), pid_namespace() << _NAMESPACE_BITS | _namespace("time")
     return _namespace_id[1]
 
 
 def pid_namespace() -> int:
-    """Return what tells this process's PID namespace from others."""
+    """Return the number of this process's PID namespace."""
     return _namespace("pid")
 
 
 def _namespace(kind: str) -> int:
     try:
         return os.stat(f"/proc/self/ns/{kind}").st_ino & (1 << _NAMESPACE_BITS) - 1
-    except OSError:  # a kernel without them has but one
+    except OSError:  # a kernel without namespaces has only one
         return 0
 
 
 def _is_own_proc() -> bool:
-    """Tell whether the numbers in /proc are ours: not in a PID namespace that still has the outer one's."""
+    """Tell whether /proc shows this PID namespace; a new namespace may still have the /proc of the outer one."""
     try:
         return os.readlink("/proc/self") == str(os.getpid())
     except OSError:
@@ -112,7 +112,7 @@ def _is_own_proc() -> bool:
 
 
 def identity_of(pid: int) -> Identity | None:
-    """Return a process's identity, though it be a zombie; None if it is gone."""
+    """Return the identity of a process, also of a zombie; None if it is gone."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         return Identity(pid, _read_stat(pid)[1] if _is_own_proc() else ticks())
     return None

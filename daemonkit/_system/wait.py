@@ -20,6 +20,11 @@ def deadline_after(seconds: float | None) -> float | None:
     return None if seconds is None else time.monotonic() + seconds
 
 
+def pause(seconds: float) -> None:
+    """Return after that many seconds, or later."""
+    wait_readable([], deadline_after(seconds))
+
+
 def wait_readable(fds: Iterable[int], deadline: float | None, longest: float = LONGEST) -> set[int]:
     """Return the descriptors that have something to read or have met their end; none once the deadline has passed.
 

@@ -156,12 +156,12 @@ class Meter:
 
 def measure_once(reports: list[Report]) -> None:
     """Fill in `cpu`, over a short interval, and `memory`."""
-    from daemonkit._system.pidfd import wait_for_end
+    from daemonkit._system.wait import pause
 
     meter = Meter()
     meter.measure(reports)
     if any(one["pid"] for one in reports):
-        wait_for_end(None, INTERVAL)
+        pause(INTERVAL)
         meter.measure(reports)
 
 
