@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+import pytest
 from harness import PATIENCE, alive, eventually
 from shell import COMMAND, one_line
 
@@ -94,3 +96,80 @@ def test_several_apps_at_once(shell: Shell) -> None:
     assert {one["state"] for one in json.loads(shell("ls", "--json").stdout)} == {"running"}
     shell("delete", "--all")
     assert list(shell.home.iterdir()) == []
+
+
+# --- what can't be started again is found out first -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("option", "path"),
+    [("--log", "d/a.log"), ("--stdout", "d/out.{instance}.log"), ("--stderr", "d/e.log"), ("--listen", "unix:d/s"), ("--cwd", "d"), ("--stdin", "d/in")],
+)  # fmt: skip
+@pytest.mark.parametrize("how", ["gone", "a file", "closed"])
+def test_restart_stops_nothing_whose_files_have_gone(shell: Shell, option: str, path: str, how: str) -> None:
+    folder = shell.folder / "d"
+    folder.mkdir()
+    (folder / "in").touch()
+    if how == "closed" and os.geteuid() == 0:
+        pytest.skip("root may write everywhere")
+    shell.start("web", option, path)
+    before = shell.report("web")["pid"], *shell.instances("web")
+    if how == "closed":
+        shutil.rmtree(folder)
+        folder.mkdir(mode=0)
+    else:
+        folder.rename(shell.folder / "old")
+    if how == "a file":
+        folder.touch()
+    said = one_line(shell("restart", "web", status=1).stderr)
+    assert str(folder) in said and ("Not a directory" in said if how == "a file" else "No such file" in said)
+    assert (shell.report("web")["pid"], *shell.instances("web")) == before
+    if folder.exists():
+        folder.unlink()
+    (shell.folder / "old").rename(folder)
+    shell("restart", "web")
+
+
+def test_restart_stops_nothing_whose_user_has_gone(shell: Shell) -> None:
+    shell.start("web")
+    settings = json.loads((shell.home / "web.json").read_text())
+    (shell.home / "web.json").write_text(json.dumps(settings | {"user": "nobody-like-this"}))
+    pid = shell.report("web")["pid"]
+    assert "nobody-like-this" in one_line(shell("restart", "web", status=1).stderr)
+    assert shell.report("web")["pid"] == pid
+
+
+def test_a_restart_that_fails_does_not_count_as_a_wish_to_stay_stopped(shell: Shell) -> None:
+    shell.start("web", command=("sh", "-c", "[ -e bad ] && exit 3; exec sleep 1000"))
+    (shell.folder / "bad").touch()
+    shell("restart", "web", status=1)
+    assert shell.report("web")["state"] == "failed"
+    (shell.folder / "bad").unlink()
+    shell("start", "--all")
+    assert shell.report("web")["state"] == "running"
+
+
+def test_stop_says_that_it_has_killed(shell: Shell) -> None:
+    stubborn = (
+        "sh",
+        "-c",
+        "[ $DAEMONKIT_INSTANCE = 1 ] && trap '' TERM; touch up$DAEMONKIT_INSTANCE; while :; do sleep 0.05; done",
+    )
+    shell.start("web", "-i", 2, "--stop-timeout", 0.2, command=stubborn)
+    eventually(lambda: (shell.folder / "up1").exists())
+    said = one_line(shell("stop", "web").stderr)
+    assert "instance 1 of web did not end within 0.2 s" in said and "SIGKILL" in said
+    assert shell("stop", "web").stderr == ""
+    shell.start("good")
+    assert shell("stop", "good").stderr == ""
+
+
+def test_a_start_that_fails_runs_the_program_once(shell: Shell) -> None:
+    for restart in ("on-failure", "always"):
+        shell("start", "bad", "--restart", restart, "--", "sh", "-c", "echo run >>runs; exit 3", status=1)
+    assert (shell.folder / "runs").read_text() == "run\n" * 2
+
+
+def test_an_app_that_is_up_restarts_at_once_as_ever(shell: Shell) -> None:
+    shell.start("web", command=("sh", "-c", "echo run >>runs; sleep 0.3; [ -e enough ] && exec sleep 1000; touch enough; exit 1"))  # fmt: skip
+    eventually(lambda: (shell.folder / "runs").read_text() == "run\n" * 2)

@@ -22,7 +22,7 @@ _LOOK: Final = 0.1  # seconds between two looks at a file: the standard library 
 _MARGIN: Final = 5.0  # seconds that the supervisor itself may take, beyond its instances' stop timeout
 
 
-def stop_app(app: App) -> bool:
+def stop_app(app: App, *, for_good: bool = True) -> bool:
     """Stop it, and have it stay stopped; return whether it ended on request, without a SIGKILL.
 
     Nothing is done if it does not run. LookupError if there is no such app; NotRunningError if another tool runs it.
@@ -31,7 +31,8 @@ def stop_app(app: App) -> bool:
 
     settings = app.readable_settings()
     app.must_be_known()
-    app.stay_stopped(True)
+    if for_good:
+        app.stay_stopped(True)
     holder = app.holder()
     try:
         with _say.progress(f"stopping {app.name}"):
@@ -66,7 +67,7 @@ def restart_app(app: App, settings: Settings) -> None:
     _app.make_home()
     check_startable(settings, app)
     try:
-        stop_app(app)
+        stop_app(app, for_good=False)
     except _say.Interrupted as error:
         raise _say.Interrupted(f"{error}, and will not be started again") from None
     start_app(app, settings)

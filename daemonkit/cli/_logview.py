@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from daemonkit.cli._app import App
 
 _BLOCK: Final = 1 << 16
+_MORE: Final = 100  # lines that are read too, as one of them may tell the time of the first that is shown
 _TIME: Final = re.compile(rb"(?:daemonkit: )?(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d)[.,]?(\d*)")
 
 
@@ -44,7 +45,8 @@ def logs(options: argparse.Namespace) -> int:
 def _paths(app: App, *, only_errors: bool) -> list[str]:
     settings = app.readable_settings()
     if only_errors and "stderr" in settings:
-        return [settings["stderr"].replace("{instance}", str(i)) for i in range(_app.count_of(settings))]
+        paths = (settings["stderr"].replace("{instance}", str(i)) for i in range(_app.count_of(settings)))
+        return [*dict.fromkeys(paths)]
     return app.logs()
 
 
@@ -137,7 +139,7 @@ def _show_ends(shown: Sequence[_Log], count: int) -> None:
 def _timed_lines(log: _Log, count: int) -> list[tuple[bytes, bytes]]:
     """Return the last lines of a log, each with its label and the time that it says, or that of the line before it."""
     data = b""
-    for file, position in _tails(log, count):
+    for file, position in _tails(log, count + _MORE):
         file.seek(position)
         data += file.read()
     found = [(_time_of(line), b"%s%s\n" % (log.label, line)) for line in data.splitlines()]

@@ -122,6 +122,8 @@ def _path(text: str) -> str:
 
 
 def _listen(text: str) -> str:
+    if not text:
+        raise ValueError
     return f"unix:{_path(text.removeprefix('unix:'))}" if text.startswith("unix:") else text
 
 
