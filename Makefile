@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 FLAKE ?= 20
 WORKERS ?= 3
 
-.PHONY: demo test quick check docs dist bench stress flake coverage clean
+.PHONY: demo test quick check docs picture dist bench stress flake coverage clean
 
 demo: $(VENV)/.base
 	@$(BIN)/python examples/demo.py
@@ -28,6 +28,10 @@ check: $(VENV)/.dev
 
 docs: $(VENV)/.dev
 	$(BIN)/sphinx-build -W -q -b html docs docs/_build/html
+
+# The terminal session of the README, typed anew in examples/site.
+picture: $(VENV)/.dev
+	$(BIN)/python docs/record.py
 
 dist: $(VENV)/.dev
 	rm -rf dist
