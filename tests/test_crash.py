@@ -181,10 +181,11 @@ def test_an_accident_in_the_middle_process_is_told_and_nothing_is_left(tmp_path:
         tmp_path,
         f"""
         import errno
-        caller = os.getpid()
+        caller, pidfd_open = os.getpid(), os.pidfd_open
         def no_descriptor(pid):
-            if os.getpid() != caller:
-                {wait_for}
+            if os.getpid() == caller:
+                return pidfd_open(pid)
+            {wait_for}
             raise OSError(errno.EMFILE, "Too many open files")
         os.pidfd_open = no_descriptor
         with daemonkit.detached(pidfile="pid", stdout="log", stderr=daemonkit.STDOUT, working_directory=".") as d:

@@ -319,10 +319,10 @@ def _publish(hold: Hold) -> bool:
     finally:
         if source[0] != "/":
             os.unlink(source, dir_fd=hold.directory)
-    if linked:
-        _check_lock(hold)
-    else:
+    if not linked:
         hold.close()
+    elif source[0] != "/":
+        _check_lock(hold)
     return linked
 
 
@@ -356,6 +356,7 @@ def _check_lock(hold: Hold) -> None:
     """Refuse a file system on which whoever opens the file by its name does not meet the lock.
 
     On many FUSE file systems (bindfs, sshfs, mergerfs) two links to a file are two files, each with locks of its own.
+    A file system that has unnamed files knows its files by more than their paths.
     """
     fd = os.open(hold.name, _WRITE, dir_fd=hold.directory)
     try:
