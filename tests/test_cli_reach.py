@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -183,3 +184,26 @@ def test_a_program_in_place_of_a_name_is_answered_with_the_line_that_starts_it(s
     assert "python app.py 8000" in one_line(shell("start", "python", "app.py", "8000", status=2).stderr)
     if not runner:
         shell("start", *QUICK, *said.rpartition("daemonkit start ")[2].split())
+
+
+# --- programs that put themselves into the background -------------------------------------------------------------
+
+ONCE = "import os, time\nif os.fork(): os._exit(0)\nos.setsid()\ntime.sleep(1000)"
+TWICE = ONCE.replace("os.setsid()", "os.setsid()\nif os.fork(): os._exit(0)")
+
+
+@pytest.mark.parametrize("program", [ONCE, TWICE])
+@pytest.mark.parametrize("options", [(), ("--restart", "always"), ("--wait-ready",)])
+def test_a_program_that_puts_itself_into_the_background_is_told_as_that(
+    shell: Shell, program: str, options: tuple[str, ...]
+) -> None:
+    done = shell("start", "web", *options, "--", sys.executable, "-c", program, status=1 if options else 0)
+    said = one_line(done.stderr)
+    assert "put itself into the background (1 process" in said and "run in the foreground" in said
+    assert "put itself into the background" in shell("logs", "web").stdout
+    assert shell("status", "web", status=3)
+
+
+def test_a_program_that_ends_is_told_as_done_and_nothing_else(shell: Shell) -> None:
+    done = shell("start", "web", "--", "sh", "-c", "sleep 0.1 & wait; sleep 0.1 | cat")
+    assert (done.stdout, done.stderr) == ("web: done\n", "")

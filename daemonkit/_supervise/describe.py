@@ -36,6 +36,15 @@ def describe(kind: Kind, run: Run, now: float) -> str:
     return f"instance {instance.index} (pid {run.pid}) {words}"
 
 
+BACKGROUND: Final = "put itself into the background"
+
+
+def describe_left(run: Run, count: int) -> str:
+    """Return what a program has done that ended with status 0 and left processes, as one that makes itself a daemon."""
+    left = f"{count} process{'' if count == 1 else 'es'}, ended with it"
+    return f"instance {run.instance.index} (pid {run.pid}) {BACKGROUND} ({left}): have it run in the foreground"
+
+
 def is_wished(kind: Kind, run: Run) -> bool:
     """Tell whether the event is one that nobody has to look into."""
     if kind == "exit":

@@ -19,7 +19,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from daemonkit._supervise import marks
-from daemonkit._supervise.describe import describe, is_wished
+from daemonkit._supervise.describe import describe, describe_left, is_wished
 from daemonkit._supervise.notify_sockets import NotifySockets
 from daemonkit._supervise.outbox import Outbox
 from daemonkit._supervise.policy import Emit, Instance, Kill, Run, Start, Stop
@@ -298,6 +298,10 @@ class Worker:
         run = self.mains.get(pid)
         if run:
             self._read_notify(run)  # what was sent before it ended
+            if code == 0 and not run.ending:
+                self._look_after_strays()
+                if left := self.strays.of(run):
+                    self._log(logging.WARNING, describe_left(run, len(left)))
             # Before it is reaped: until then its number is the group's, and nobody else's.
             self._do(run.instance.exited(run, code))
             del self.mains[pid]

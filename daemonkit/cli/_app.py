@@ -209,6 +209,7 @@ def _is_state(value: object) -> TypeGuard[State]:
         type(value.get("reloads_failed")) is int
         and value.get("ended") in (None, "stopped", "done", "failed")  # a tuple: a list in the file has no hash
         and isinstance(value.get("file", ""), (str, type(None)))
+        and isinstance(value.get("note", ""), str)
         and isinstance(logs, list)
         and all(isinstance(path, str) for path in logs)
         and all(map(_is_instance, value["instances"]))

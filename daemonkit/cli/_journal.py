@@ -86,6 +86,8 @@ class Journal:
         one["failed"] += 1
         if not self.state["ready"] and not self.failure:
             self.failure = f"instance {event.instance} {_ending(event.exitcode or 0)} before it was up"
+            if note := self.state.get("note"):
+                self.failure = note
             if silent:
                 self.failure = f"instance {event.instance} did not send WATCHDOG=1 in time"
             elif lived >= self._timeout:
@@ -95,6 +97,10 @@ class Journal:
         if one["done"]:
             return "exited"
         return "failed" if self._restart == "never" else "backoff"
+
+    def note(self, text: str) -> None:
+        """Record what whoever starts it is to be told."""
+        self.state["note"] = text
 
     def is_wished(self, event: Event) -> bool:
         """Tell whether an exit was wished: the work is done, or a successor has taken over."""

@@ -9,6 +9,7 @@ import signal
 from dataclasses import dataclass, field
 
 from daemonkit._supervise import Backoff, supervise
+from daemonkit._supervise.describe import BACKGROUND
 from daemonkit._supervise.logs import log_at
 from daemonkit._system.streams import open_log
 from daemonkit.cli import _app, _say
@@ -78,6 +79,7 @@ class Keeper:
     def run(self) -> int:
         """Supervise the app until it ends; return the exit status, SystemExit with the reason for a failed start."""
         handler = LogHandler(self._log) if self._log else logging.StreamHandler()
+        handler.addFilter(self._note)
         logging.basicConfig(level=logging.INFO, format=f"{_say.OWN}%(asctime)s %(message)s", handlers=[handler])
         journal = self._journal
         try:
@@ -99,6 +101,13 @@ class Keeper:
             return None
         settings, name = self._settings, self._app.name if self._app else ""
         return Hook(settings["on_event"], name, environment_in_effect(settings), settings.get("cwd", "/"), self._log)
+
+    def _note(self, record: logging.LogRecord) -> bool:
+        """Keep for `start` that the program puts itself into the background; the record is logged in any case."""
+        text = record.getMessage()
+        if BACKGROUND in text:
+            self._journal.note(text)
+        return True
 
     def _notice_stop(self) -> None:
         """See the signals that stop the app too: what ends then was wished to."""

@@ -170,6 +170,8 @@ def outcome(app: App) -> str:
     state = app.running_state()
     if state and all(one["done"] for one in state["instances"]):
         wait_for_end(state["supervisor"][0], _MARGIN)  # the supervisor is about to end
+    if note := app.last_state().get("note"):
+        _say.say(f"{app.name}: {note}")
     report = _report.report(app)
     return f"{app.name}: {_report.up_of(report)} up, pid {report['pid']}" if report["pid"] else f"{app.name}: done"
 
