@@ -25,7 +25,7 @@ def main() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.write(report, b"+")
     try:
-        if umask >= 0:
+        if umask is not None:
             os.umask(umask)
         if owner:
             uid, gid, groups = owner

@@ -95,8 +95,20 @@ def spawn_detached(  # noqa: PLR0913 - each is an option of its own, and keyword
             variables = owner.environment(os.environb)
     folder = directory_of(cwd)
     lock = _pidfile_of(pidfile)
-    found = find_program(program, variables, folder)
+    path = find_program(program, variables, folder)
     require_pidfds()
+    return _launch(Plan(path, argv, variables, keep, folder, umask, owner), program, args, options, input, lock)
+
+
+def _launch(  # noqa: PLR0913, PLR0917 - the plan, and what is still to be opened for it
+    plan: Plan,
+    program: str | bytes,
+    args: object,
+    options: Mapping[str, StreamOption],
+    data: bytes | bytearray | memoryview | None,
+    lock: PidFile | None,
+) -> DetachedProcess:
+    """Open what the program takes, start it and return its handle; a failure undoes what was done before it."""
     started: list[int] = []
     try:
         with contextlib.ExitStack() as fill, contextlib.ExitStack() as always, contextlib.ExitStack() as undo:
@@ -109,20 +121,11 @@ def spawn_detached(  # noqa: PLR0913 - each is an option of its own, and keyword
                 undo.callback(hold.release)
                 take(hold, lock.timeout)
                 hold.lend()
-            streams, pipes = open_streams(options, input, null, umask, owner, always, undo)
+                plan = plan._replace(keep=plan.keep | {hold.fd})
+            streams, pipes = open_streams(options, data, null, plan.umask, plan.owner, always, undo)
             undo.callback(end_started, started)  # the last callback is the first to run
-            plan = Plan(
-                path=found,
-                argv=argv,
-                env=variables,
-                streams=streams,
-                keep=keep | {hold.fd} if hold else keep,
-                cwd=folder,
-                umask=-1 if umask is None else umask,
-                owner=owner,
-            )
             before = ticks()
-            start_program(plan, started, program)
+            start_program(plan._replace(streams=streams), started, program)
             set_free(started[0])  # of the instance that this process may be part of
             in_time = before == ticks()
             always.close()  # so that there is a descriptor for a look at /proc, and then for the pidfd

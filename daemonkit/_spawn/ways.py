@@ -50,27 +50,26 @@ HARMLESS_IGNORED: Final = 1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1 | 1 
 _FEW: Final = 64  # descriptors; to close as many takes less than to list them
 
 
-class Plan(namedtuple("Plan", ("path", "argv", "env", "streams", "keep", "cwd", "umask", "owner"))):
-    """What is to be started, settled before it is."""
+class Plan(namedtuple("Plan", ("path", "argv", "env", "keep", "cwd", "umask", "owner", "streams"), defaults=((),))):
+    """What is to be started, settled before it is; None leaves what the caller has."""
 
     __slots__ = ()
     path: bytes
     argv: tuple[bytes, ...]
     env: dict[bytes, bytes] | None
-    """None: the caller's."""
+    keep: frozenset[int]
+    """The descriptors above 2 that the program has."""
+    cwd: str | None
+    umask: int | None
+    owner: Owner | None
     streams: tuple[int, ...]
     """The caller's descriptors that become 0, 1, 2; all above 2."""
-    keep: frozenset[int]
-    cwd: str | None
-    umask: int
-    """-1: the caller's."""
-    owner: Owner | None
 
 
 def start_program(plan: Plan, started: list[int], program: str | bytes) -> None:
-    """Start the program, and put its pid in `started` in the same moment."""
+    """Start the program, and put its pid in `started` in the same moment; `program` is its name, for errors."""
     try:
-        if plan.umask < 0 and not plan.owner and _can_enter(plan) and _spawn(plan, started):
+        if plan.umask is None and not plan.owner and _can_enter(plan) and _spawn(plan, started):
             return
         if _has_odd_signals():
             _start_for_odd_signals(plan, started)
@@ -136,7 +135,9 @@ def _actions(plan: Plan) -> list[tuple[str, int, int]]:
 
 
 def _popen(plan: Plan, started: list[int]) -> None:
-    options: dict[str, Any] = {"executable": plan.path, "env": plan.env, "cwd": plan.cwd, "umask": plan.umask}
+    options: dict[str, Any] = {"executable": plan.path, "env": plan.env, "cwd": plan.cwd}
+    if plan.umask is not None:
+        options["umask"] = plan.umask
     if plan.owner:
         options |= {"user": plan.owner.uid, "group": plan.owner.gid, "extra_groups": plan.owner.groups}
     _run(plan, started, plan.argv, **options)
@@ -222,7 +223,7 @@ _OF_SHELLS: Final = (b"PWD", b"OLDPWD", b"SHLVL", b"_", b"IFS", b"OPTIND", b"PPI
 
 
 def _shell_will_do(plan: Plan) -> bool:
-    if plan.umask < 0 or plan.owner or not _can_enter(plan):
+    if plan.umask is None or plan.owner or not _can_enter(plan):
         return False
     return all(os.access(path, os.X_OK) for path in (_SHELL, _ENV))
 
@@ -240,7 +241,7 @@ def _by_shell(plan: Plan) -> Plan:
     program = (_ENV, *mended, plan.path, *plan.argv[1:])
     if b"=" in plan.path:  # which env(1) would take for a variable
         program = (plan.path, *plan.argv[1:])
-    return plan._replace(path=_SHELL, argv=(b"sh", b"-c", script, b"%o" % plan.umask, *program), env=env)
+    return plan._replace(path=_SHELL, argv=(b"sh", b"-c", script, b"%o" % (plan.umask or 0), *program), env=env)
 
 
 def _await_exec(pid: int, argv: Sequence[bytes]) -> None:
