@@ -14,9 +14,14 @@ if TYPE_CHECKING:
 _WORDS: Final = {
     "ready": "is up",
     "memory": "uses more memory than it may, so it is replaced",
+    "unhealthy": "has failed its health checks, so it is stopped and started again",
     "reload-failed": "did not come up, so the old run stays, and the rolling restart ends",
 }
-_CAUSES: Final = {"start-timeout": ", as it was not up in time,", "watchdog": ", as its watchdog was silent,"}
+_CAUSES: Final = {
+    "start-timeout": ", as it was not up in time,",
+    "watchdog": ", as its watchdog was silent,",
+    "unhealthy": ", as it was unhealthy,",
+}
 
 
 def describe(kind: Kind, run: Run, now: float) -> str:

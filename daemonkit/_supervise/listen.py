@@ -73,21 +73,27 @@ def _handed_in(one: socket.socket, stack: contextlib.ExitStack) -> socket.socket
     return stack.enter_context(Socket(fileno=fcntl.fcntl(one, fcntl.F_DUPFD_CLOEXEC, _LAST_STREAM + 1)))
 
 
-def _bound_port(one: str, stack: contextlib.ExitStack) -> socket.socket:
+def addresses_of(option: str, one: object, flags: int = 0) -> tuple[tuple[int, object], ...]:
+    """Return the addresses that "host:port" means, each with its family; TypeError, ValueError, OSError."""
+    if not isinstance(one, str):
+        raise TypeError(f'{option}: "host:port", not {one!r}')
     form = re.fullmatch(r"(?P<host>\[[^][]*\]|[^][:]*):(?P<port>[0-9]{1,5})", one)
     if not form or int(form["port"]) > _LAST_PORT:
-        raise ValueError(f'listen: "host:port", as "127.0.0.1:8000" or "[::1]:8000", not {one!r}')
-    host, port = form["host"].strip("[]"), form["port"]
+        raise ValueError(f'{option}: "host:port", as "127.0.0.1:8000" or "[::1]:8000", not {one!r}')
+    host, port = form["host"].strip("[]"), int(form["port"])
     try:
-        family, kind, protocol, _, address = getaddrinfo(
-            host or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        found = getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=flags)
     except socket.gaierror as error:
-        raise OSError(errno.EADDRNOTAVAIL, f"listen: {one!r}: {error.strerror}") from error
-    sock = stack.enter_context(Socket(family, kind, protocol))
+        raise OSError(errno.EADDRNOTAVAIL, f"{option}: {one!r}: {error.strerror}") from error
+    return tuple((int(family), address) for family, _, _, _, address in found)
+
+
+def _bound_port(one: str, stack: contextlib.ExitStack) -> socket.socket:
+    family, address = addresses_of("listen", one, socket.AI_PASSIVE)[0]
+    sock = stack.enter_context(Socket(family, socket.SOCK_STREAM))
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        sock.bind(address)
+        sock.bind(address)  # type: ignore[arg-type]  # as getaddrinfo returned it
     except OSError as error:
         raise OSError(error.errno, f"listen: {one!r}: {error.strerror}") from error
     sock.listen(_BACKLOG)

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from typing import Final, Literal
 
     from daemonkit._supervise.records import Kind
-    from daemonkit._supervise.rules import Rules
+    from daemonkit._supervise.rules import Rules, Sign
 
     State = Literal["running", "backoff", "exited", "stopped", "failed", "gave-up"]
-    Reason = Literal["stop", "replaced", "ended", "start-timeout", "watchdog", "not started"]
+    Reason = Literal["stop", "replaced", "ended", "start-timeout", "watchdog", "unhealthy", "not started"]
 
 FINAL: Final = frozenset({"exited", "stopped", "failed", "gave-up"})
 _SETTLED: Final = 1.0  # seconds after which a run without readiness counts as up, if min_uptime is not shorter
@@ -64,6 +64,10 @@ class Run:
     pid: int
     born: float
     up: bool = False
+    signs: set[Sign] = field(default_factory=set)
+    """What has said by now that it is up."""
+    failed_checks: int = 0
+    """Health checks in a row."""
     last_heartbeat: float = 0.0
     """When its last WATCHDOG=1 came, or whatever else its watchdog counts from."""
     stop_by: float | None = None
@@ -156,12 +160,14 @@ class Instance:
 
     # --- what has happened ------------------------------------------------------------------------------------------
 
-    def ready(self, run: Run, now: float) -> list[Action]:
-        """Take note that the run is up; what it replaces can go."""
+    def ready(self, run: Run, now: float, sign: Sign = "notify") -> list[Action]:
+        """Take note of a sign that the run is up. Once all are there that are asked for, what it replaces can go."""
         if run.ending or run.exitcode is not None:
             return []
-        run.last_heartbeat = now
-        if run.up:
+        if sign == "notify":
+            run.last_heartbeat = now
+        run.signs.add(sign)
+        if run.up or not self.rules.signs <= run.signs:
             return []
         run.up = True
         actions: list[Action] = [Emit("ready", run)]
@@ -174,6 +180,15 @@ class Instance:
     def heartbeat(self, run: Run, now: float) -> None:
         """Take note of a WATCHDOG=1."""
         run.last_heartbeat = now
+
+    def checked(self, run: Run, now: float, *, good: bool) -> list[Action]:
+        """Take note of a health check; after too many bad ones in a row the run is ended, and another one starts."""
+        if run.ending or not run.up or run.exitcode is not None:
+            return []
+        run.failed_checks = 0 if good else run.failed_checks + 1
+        if run.failed_checks < self.rules.health_failures:
+            return []
+        return [Emit("unhealthy", run), *self._end(run, "unhealthy", now)]
 
     def exited(self, run: Run, exitcode: int) -> list[Action]:
         """Take note that its main process has ended; kill what it leaves, unless that was asked to end too."""
@@ -226,7 +241,7 @@ class Instance:
 
     def _was_good(self, run: Run, now: float) -> bool:
         # Without readiness its age alone counts, though it was not looked at in time.
-        return (run.up or not self.rules.wait_ready) and now - run.born >= self.rules.steady_after
+        return (run.up or not self.rules.signs) and now - run.born >= self.rules.steady_after
 
     def outlook(self, run: Run, now: float) -> str:
         """Say what comes next, now that the run's main process has ended."""
@@ -257,7 +272,7 @@ class Instance:
             return math.inf
         if run.stop_by is not None:
             return run.stop_by
-        if not run.up and self.rules.wait_ready:
+        if not run.up and self.rules.signs:
             return run.born + self.rules.start_timeout
         starved = math.inf if self.rules.watchdog is None else run.last_heartbeat + self.rules.watchdog
         return starved if run.up else min(self._settled(run), starved)
@@ -278,7 +293,7 @@ class Instance:
     def _overdue(self, run: Run, now: float) -> list[Action]:
         if run.stop_by is not None:
             return self._kill(run, run.reason or "stop")
-        if not run.up and self.rules.wait_ready:
+        if not run.up and self.rules.signs:
             return self._kill(run, "start-timeout")
         if self.rules.watchdog is not None and now >= run.last_heartbeat + self.rules.watchdog:
             return [Emit("watchdog", run), *self._kill(run, "watchdog")]

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from daemonkit._supervise.policy import State
 
-    Kind = Literal["start", "ready", "exit", "gave-up", "reload-failed", "memory", "watchdog"]
+    Kind = Literal["start", "ready", "exit", "gave-up", "reload-failed", "memory", "watchdog", "unhealthy"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class Event:
     """Its number, from 0 on."""
     kind: Kind
     """"start"; "ready", it is up; "exit"; "gave-up", past `max_restarts`; "reload-failed", the new run did not come
-    up, so the old one stays; "memory", above `max_memory`, it is replaced; "watchdog", silent too long, it is killed.
+    up, so the old one stays; "memory", above `max_memory`, it is replaced; "watchdog", silent too long, it is killed;
+    "unhealthy", its health checks failed, it is stopped and started again.
     """
     pid: int
     """Of the run's main process."""

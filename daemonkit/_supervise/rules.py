@@ -10,7 +10,10 @@ from daemonkit._system.check import check_boolean, check_number, check_seconds
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Final
+    from typing import Final, Literal
+
+    Sign = Literal["notify", "ready_check", "ready_tcp"]
+    """What can say that a run is up."""
 
 _LONGEST: Final = 1e12  # seconds: for ever, and yet a time that can be added to another
 
@@ -64,6 +67,20 @@ class Rules:
     wait_ready: bool = False
     start_timeout: float = 30.0
     watchdog: float | None = None
+    ready_check: bool = False
+    """Whether there is one."""
+    ready_tcp: bool = False
+    health_failures: int = 3
+
+    @property
+    def signs(self) -> frozenset[Sign]:
+        """What a run waits for until it is up; nothing means that its age alone counts."""
+        asked: dict[Sign, bool] = {
+            "notify": self.wait_ready,
+            "ready_check": self.ready_check,
+            "ready_tcp": self.ready_tcp,
+        }
+        return frozenset(sign for sign, is_asked in asked.items() if is_asked)
 
     def __post_init__(self) -> None:
         """Refuse bad values: TypeError, ValueError."""
@@ -75,12 +92,15 @@ class Rules:
             raise TypeError(f"backoff: a daemonkit.Backoff, not {self.backoff!r}")
         check_boolean("wait_ready", self.wait_ready)
         check_number("max_restarts", self.max_restarts, 1 << 62)
+        check_number("health_failures", self.health_failures, 1 << 62)
+        if not self.health_failures:
+            raise ValueError(f"health_failures: at least 1, not {self.health_failures!r}")
         self._set("success_codes", _statuses(self.success_codes))
         for name in ("min_uptime", "steady_after", "start_timeout"):
-            self._set(name, _seconds(name, getattr(self, name)))
-        self._set("stop_timeout", _seconds("stop_timeout", self.stop_timeout, least=0.0))
+            self._set(name, seconds(name, getattr(self, name)))
+        self._set("stop_timeout", seconds("stop_timeout", self.stop_timeout, least=0.0))
         if self.watchdog is not None:
-            self._set("watchdog", _seconds("watchdog", self.watchdog))
+            self._set("watchdog", seconds("watchdog", self.watchdog))
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)  # the checked value of a field; from here on it is frozen
@@ -96,7 +116,8 @@ def _statuses(codes: object) -> frozenset[int]:
     return found
 
 
-def _seconds(name: str, value: object, least: float = math.ulp(0.0)) -> float:
+def seconds(name: str, value: object, least: float = math.ulp(0.0)) -> float:
+    """Return a number of seconds that is at least so much; TypeError, ValueError."""
     check_seconds(name, value)
     if value is None or value < least:  # type: ignore[operator]
         raise ValueError(f"{name}: seconds, {'more than' if least else 'at least'} 0, not {value!r}")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Final, NoReturn
 
+    from daemonkit._supervise.checks import CheckKind
     from daemonkit._supervise.settings import Settings
 
 _LISTEN_START: Final = 3  # sd_listen_fds(3)
@@ -40,17 +41,9 @@ def become(settings: Settings, index: int, address: bytes | str, parent: int, ow
             _undo_own(own)
         if settings.listen:
             _pass_sockets(settings.listen, settings.bound if settings.target else frozenset())
-        if settings.umask is not None:
-            os.umask(settings.umask)
         _enter_directory(settings)
         program = b"" if settings.target else find_program(settings.program, settings.env, None)
-        resource.setrlimit(resource.RLIMIT_NOFILE, settings.nofile)
-        if settings.owner:
-            change_owner(settings.owner)
-        die_with_parent()  # after the change of user, which would undo it: prctl(2)
-        if os.getppid() != parent:
-            os._exit(1)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        _become_user(settings, parent)
         if settings.target:
             _call(settings.target, environment)
         os.execve(program, settings.argv, environment)  # noqa: S606 - no shell is what is wanted
@@ -58,6 +51,40 @@ def become(settings: Settings, index: int, address: bytes | str, parent: int, ow
         text = f"daemonkit: instance {index} was not started: {''.join(traceback.format_exception_only(error))}"
         genuine(os.write)(2, text.encode(errors="backslashreplace"))
         os._exit(127 if isinstance(error, FileNotFoundError) else 126)
+
+
+def become_check(settings: Settings, index: int, kind: CheckKind, output: int, parent: int) -> NoReturn:
+    """Become a check of an instance, in its environment, directory and user; what it prints goes to `output`."""
+    try:
+        os.setsid()
+        null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        for fd, number in ((null, 0), (output, 1), (output, 2)):
+            os.dup2(fd, number)
+        if settings.owner:
+            os.fchown(output, settings.owner.uid, settings.owner.gid)
+        assert settings.checks  # noqa: S101 - there is one, as it is run
+        program, argv = settings.checks.health if kind == "health_check" else settings.checks.ready
+        _enter_directory(settings)
+        path = find_program(program, settings.env, None)
+        _become_user(settings, parent)
+        os.execve(path, argv, {**settings.env, b"DAEMONKIT_INSTANCE": b"%d" % index})  # noqa: S606 - no shell
+    except BaseException as error:  # noqa: BLE001 - the last thing this process does
+        text = "".join(traceback.format_exception_only(error))
+        genuine(os.write)(2, text.encode(errors="backslashreplace"))
+        os._exit(127)
+
+
+def _become_user(settings: Settings, parent: int) -> None:
+    """Take on mask, limits and user; end if the parent is gone."""
+    if settings.umask is not None:
+        os.umask(settings.umask)
+    resource.setrlimit(resource.RLIMIT_NOFILE, settings.nofile)
+    if settings.owner:
+        change_owner(settings.owner)
+    die_with_parent()  # after the change of user, which would undo it: prctl(2)
+    if os.getppid() != parent:
+        os._exit(1)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def _open_streams(settings: Settings, index: int) -> None:

@@ -9,8 +9,9 @@ import resource
 from dataclasses import dataclass
 
 from daemonkit._supervise import marks
-from daemonkit._supervise.listen import bind_sockets
+from daemonkit._supervise.listen import addresses_of, bind_sockets
 from daemonkit._supervise.plumbing import LogOptions, Plumbing, lay, settle_streams
+from daemonkit._supervise.rules import seconds
 from daemonkit._system.check import absolute_path, check_boolean, check_number
 from daemonkit._system.program import command_of, directory_of, environment_of, find_program
 from daemonkit._system.signals import ALL_SIGNALS
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Final
 
+    from daemonkit._supervise.checks import Address
     from daemonkit._supervise.rules import Rules
     from daemonkit._system.streams import Path, StreamOption
 
@@ -38,6 +40,18 @@ _NOT_PASSED: Final = frozenset(
         b"WATCHDOG_PID",
     }
 )  # the caller's own
+
+
+@dataclass(frozen=True)
+class CheckSettings:
+    """The checks that there are, each a program as it was named and its arguments."""
+
+    ready: tuple[str | bytes, tuple[bytes, ...]]
+    health: tuple[str | bytes, tuple[bytes, ...]]
+    """No arguments: there is none."""
+    health_interval: float
+    addresses: tuple[Address, ...]
+    """For `ready_tcp`."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +73,7 @@ class Settings:
     listen: tuple[int, ...]
     bound: frozenset[int]
     """Those of them that nobody has handed in."""
+    checks: CheckSettings | None
     cpus: tuple[int, ...]
     instances: int
     rules: Rules
@@ -89,6 +104,10 @@ def settle(  # noqa: PLR0913 - the options
     log_backups: int,
     log_format: str | None,
     listen_nonblocking: bool,
+    ready_check: object,
+    ready_tcp: str | None,
+    health_check: object,
+    health_interval: float,
 ) -> Settings:
     """Return the settings; the stack closes what was opened.
 
@@ -104,6 +123,9 @@ def settle(  # noqa: PLR0913 - the options
     _check_format(log_format)
     check_boolean("listen_nonblocking", listen_nonblocking)
     command, program, argv = _target(target, env, cwd)
+    checks = _checks(ready_check, ready_tcp, health_check, health_interval, env, cwd)
+    if ready_tcp is not None and listen:
+        raise ValueError("ready_tcp: not together with listen, as a socket that is bound here always accepts")
     environment = _environment(env)
     owner = None
     if user is not None or group is not None:
@@ -130,6 +152,7 @@ def settle(  # noqa: PLR0913 - the options
         plumbing=plumbing,
         listen=tuple(sock.fileno() for sock in sockets),
         bound=frozenset(sock.fileno() for sock in bound),
+        checks=checks,
         cpus=cpus,
         instances=count,
         rules=rules,
@@ -193,6 +216,30 @@ def _target(
     argv, program = command_of(target, None, shell=False)
     find_program(program, environment, directory)  # so that one that is missing is an error of the caller's
     return None, program, argv
+
+
+def _checks(  # noqa: PLR0913, PLR0917 - the options
+    ready_check: object,
+    ready_tcp: str | None,
+    health_check: object,
+    health_interval: float,
+    env: object,
+    cwd: Path | None,
+) -> CheckSettings | None:
+    interval = seconds("health_interval", health_interval)
+    if ready_check is None and ready_tcp is None and health_check is None:
+        return None
+    found: list[tuple[str | bytes, tuple[bytes, ...]]] = []
+    for name, command in (("ready_check", ready_check), ("health_check", health_check)):
+        if callable(command):
+            raise TypeError(f"{name}: a command, as a list, not {command!r}")
+        try:
+            _, program, argv = (None, b"", ()) if command is None else _target(command, env, cwd)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{name}: {error}") from None
+        found.append((program, argv))
+    addresses = () if ready_tcp is None else addresses_of("ready_tcp", ready_tcp)
+    return CheckSettings(found[0], found[1] if health_check is not None else (b"", ()), interval, addresses)
 
 
 def _check_format(template: object) -> None:

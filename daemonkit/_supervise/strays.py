@@ -23,9 +23,11 @@ if TYPE_CHECKING:
 class Strays:
     """The worker's direct children that are no main process, and which run each belongs to."""
 
-    def __init__(self, first_mark: int, runs: Mapping[int, Run], mains: Mapping[int, Run]) -> None:
-        """Take the worker's runs by number, and by the pid of their main process; nothing is looked up yet."""
-        self._first_mark, self._runs, self._mains = first_mark, runs, mains
+    def __init__(
+        self, first_mark: int, runs: Mapping[int, Run], mains: Mapping[int, Run], checks: Mapping[int, object]
+    ) -> None:
+        """Take the worker's runs by number and by the pid of their main process, and the pids of its checks."""
+        self._first_mark, self._runs, self._mains, self._checks = first_mark, runs, mains, checks
         self.run_of_stray: dict[int, int | None] = {}
         """Run number by pid; None where nothing tells."""
         self._free: set[int] = set()
@@ -40,7 +42,7 @@ class Strays:
     def look_up(self, *, all_done: bool) -> None:
         """Find them all; kill those whose run is over, and with `all_done` those too that nothing tells of."""
         self.is_current = True
-        pids = set(children_of("self")) - self._mains.keys()
+        pids = set(children_of("self")) - self._mains.keys() - self._checks.keys()
         new = pids - self.run_of_stray.keys() - self._free
         self._free = {pid for pid in self._free if pid in pids} | {pid for pid in new if marks.is_set_free(pid)}
         self.run_of_stray = {
@@ -73,6 +75,11 @@ class Strays:
     def of(self, run: Run) -> list[int]:
         """Return those of one run."""
         return [pid for pid, number in self.run_of_stray.items() if number == run.number]
+
+    def family_of(self, run: Run) -> set[int]:
+        """Return all processes that belong to a run."""
+        roots = [*self.of(run), *([run.pid] if run.pid in self._mains else [])]
+        return {one for root in roots for one in (root, *marks.descendants_of(root))}
 
     def stop_main(self, run: Run, number: int) -> None:
         """Send a signal to the run's main process alone."""

@@ -41,6 +41,11 @@ def supervise(  # noqa: PLR0913 - each is an option of its own, and keyword-only
     kill_mode: Literal["group", "main"] = "group",
     wait_ready: bool = False,
     start_timeout: float = 30.0,
+    ready_check: Sequence[Path] | None = None,
+    ready_tcp: str | None = None,
+    health_check: Sequence[Path] | None = None,
+    health_interval: float = 10.0,
+    health_failures: int = 3,
     watchdog: float | None = None,
     max_memory: int | None = None,
     cpu_affinity: Literal["spread"] | None = None,
@@ -78,13 +83,18 @@ def supervise(  # noqa: PLR0913 - each is an option of its own, and keyword-only
     `stop_signal`, `stop_timeout`: to the instance's group and descendants, then SIGKILL. `kill_mode`: "main" sends the
     stop signal to the main process alone, SIGKILL still to everything. `min_uptime`: when a run without readiness
     counts as up, one second at most. `wait_ready`, `start_timeout`: it is up when it sends READY=1 to its
-    ``NOTIFY_SOCKET``, as sd_notify(3) does; one that is not up by then is killed. `watchdog`: the longest time between
-    two WATCHDOG=1. `max_memory`: resident, of its group; above it the instance is replaced. `cpu_affinity`: "spread",
-    one CPU each. `listen`: "host:port", "unix:path" or sockets, bound once and handed over as sd_listen_fds(3)
-    describes; a callable has them in place of what it had as 3 and up. `cwd`, `env`, `user`, `group`, `umask`,
-    `stdin`, `stdout`, `stderr`: as in `spawn_detached`, the last two by default the caller's; ``{instance}`` in a path
-    is the number. `log_max_bytes`, `log_backups`: rotate stdout and stderr by size, as ``log.1`` and so on.
-    `on_event`: called with each `Event` in the calling process; if it raises, that is logged and the work goes on.
+    ``NOTIFY_SOCKET``, as sd_notify(3) does; one that is not up by then is killed. `ready_check`: a command, run every
+    0.5 s until it ends with 0, then it is up. `ready_tcp`: "host:port", up when that accepts a connection; not with
+    `listen`. `health_check`, `health_interval`, `health_failures`: a command, run that often while it is up; after so
+    many bad ones in a row the instance is stopped and started again. `watchdog`: the longest time between two
+    WATCHDOG=1. `max_memory`: resident, of all that belongs to it; above it the instance is replaced. `cpu_affinity`:
+    "spread", one CPU each. `listen`: "host:port", "unix:path" or sockets, bound once and handed over as
+    sd_listen_fds(3) describes; a callable has them in place of what it had as 3 and up. `listen_nonblocking`: hand
+    them over non-blocking. `cwd`, `env`, `user`, `group`, `umask`, `stdin`, `stdout`, `stderr`: as in
+    `spawn_detached`, the last two by default the caller's; ``{instance}`` in a path is the number. `log_max_bytes`,
+    `log_backups`: rotate stdout and stderr by size, as ``log.1`` and so on. `log_format`: text before each line, of
+    ``{time}`` and ``{instance}``. `on_event`: called with each `Event` in the calling process; if it raises, that is
+    logged and the work goes on.
 
     Raises, before anything is started: TypeError, ValueError, LookupError; OSError with its path; RuntimeError
     outside the main thread. Signal handlers and the caller's children are as before when it returns.
@@ -106,6 +116,9 @@ def supervise(  # noqa: PLR0913 - each is an option of its own, and keyword-only
         wait_ready=wait_ready,
         start_timeout=start_timeout,
         watchdog=watchdog,
+        ready_check=ready_check is not None,
+        ready_tcp=ready_tcp is not None,
+        health_failures=health_failures,
     )
     if on_event is not None and not callable(on_event):
         raise TypeError(f"on_event: a callable or None, not {on_event!r}")
@@ -131,6 +144,10 @@ def supervise(  # noqa: PLR0913 - each is an option of its own, and keyword-only
             log_backups=log_backups,
             log_format=log_format,
             listen_nonblocking=listen_nonblocking,
+            ready_check=ready_check,
+            ready_tcp=ready_tcp,
+            health_check=health_check,
+            health_interval=health_interval,
         )
         guardian = Guardian(settings, on_event)
         with recorded_signals(guardian):

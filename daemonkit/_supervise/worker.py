@@ -19,11 +19,13 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from daemonkit._supervise import marks
+from daemonkit._supervise.checks import Checks
 from daemonkit._supervise.describe import describe, describe_left, is_wished
+from daemonkit._supervise.listeners import listening_ports, sockets_of
 from daemonkit._supervise.notify_sockets import NotifySockets
 from daemonkit._supervise.outbox import Outbox
 from daemonkit._supervise.policy import Emit, Instance, Kill, Run, Start, Stop
-from daemonkit._supervise.run import become
+from daemonkit._supervise.run import become, become_check
 from daemonkit._supervise.strays import Strays
 from daemonkit._system.fork import fork_child
 from daemonkit._system.prctl import become_subreaper
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any, Final, NoReturn
 
+    from daemonkit._supervise.checks import Check
     from daemonkit._supervise.policy import Action, State
     from daemonkit._supervise.records import Kind
     from daemonkit._supervise.settings import Settings
@@ -84,7 +87,8 @@ class Worker:
         """Make the parts."""
         self.outbox = Outbox(self.control)
         self.notify = NotifySockets(self.epoll, self.settings.mark)
-        self.strays = Strays(self.settings.mark, self.runs, self.mains)
+        self.checks = Checks(self.epoll, self._fork_check, self._checked, self._may_listen)
+        self.strays = Strays(self.settings.mark, self.runs, self.mains, self.checks.by_pid)
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
@@ -103,7 +107,7 @@ class Worker:
         for instance in self.instances:
             if instance.state == "backoff":
                 self._do(instance.begin())
-        while self.strays or not all(instance.done for instance in self.instances):
+        while self.strays or self.checks.by_pid or not all(instance.done for instance in self.instances):
             self._send()
             self._wait()
         if self.guardian_is_gone:
@@ -136,7 +140,7 @@ class Worker:
         self.strays.is_current = False
         now = time.monotonic()
         due = min((instance.next_time() for instance in self.instances), default=math.inf)
-        due = min(due, self.memory_at)
+        due = min(due, self.memory_at, self.checks.next_time())
         timeout = None if due == math.inf else max(min(due - now, 3600.0) + 0.0005, 0)
         # What was sent in time is read before anything counts as late. A second look, as after SIGSTOP and SIGCONT the
         # first has ended without one.
@@ -148,6 +152,7 @@ class Worker:
         for instance in self.instances:
             if instance.next_time() <= now:
                 self._do(instance.tick(now))
+        self.checks.tick(now)
         if now >= self.memory_at:
             self.memory_at = now + _MEMORY_EVERY
             self._weigh()
@@ -169,6 +174,8 @@ class Worker:
             self._reap()
         elif run := self.notify.run_at(fd):
             self._read_notify(run)
+        else:
+            self.checks.take_event(fd)
 
     def _command(self) -> None:
         try:
@@ -239,6 +246,11 @@ class Worker:
             self.notify.add(notify, run)
         instance.started(run)
         self._emit("start", run)
+        if self.settings.checks:
+            if self.settings.rules.ready_check:
+                self.checks.add(run, "ready_check")
+            if self.settings.rules.ready_tcp:
+                self.checks.add(run, "ready_tcp", addresses=self.settings.checks.addresses)
 
     def _open_notify(self) -> socket.socket | None:
         rules = self.settings.rules
@@ -261,8 +273,37 @@ class Worker:
                 *self.notify.descriptors(),
                 *self.settings.plumbing.descriptors(),
             }
+            own |= self.checks.descriptors()
             own |= {end.fileno() for end in (self.control, *self.bell, notify) if end}
         become(self.settings, index, notify.getsockname() if notify else b"", self.pid, own)
+
+    def _fork_check(self, check: Check, output: int) -> int:
+        number = self.next_mark
+        self.next_mark += 1
+        settings = self.settings
+        put_mark(settings.mark + number)
+        try:
+            return fork_child(lambda: become_check(settings, check.run.instance.index, check.kind, output, self.pid))
+        finally:
+            put_mark(settings.mark + WORKER)
+
+    def _checked(self, check: Check, good: bool) -> None:  # noqa: FBT001 - a callback's result
+        run, now = check.run, time.monotonic()
+        if check.kind == "health_check":
+            actions = run.instance.checked(run, now, good=good)
+            if actions and check.printed:
+                self._log(logging.WARNING, f"health_check of instance {run.instance.index}: {check.last_words()}")
+            self._do(actions)
+        elif good:
+            self._do(run.instance.ready(run, now, check.kind))
+
+    def _may_listen(self, run: Run, port: int) -> bool:
+        """Tell whether a run may be who listens on a port: it is not if one of the other runs is, and it is not."""
+        there = {inode for inode, where in listening_ports().items() if where == port}
+        if not there or len(self.runs) == 1 or there & sockets_of(self.strays.family_of(run)):
+            return True
+        others = [other for other in self.runs.values() if other is not run]
+        return not any(there & sockets_of(self.strays.family_of(other)) for other in others)
 
     def _read_notify(self, run: Run) -> None:
         main = run.pid if run.pid in self.mains else None
@@ -304,8 +345,11 @@ class Worker:
                     self._log(logging.WARNING, describe_left(run, len(left)))
             # Before it is reaped: until then its number is the group's, and nobody else's.
             self._do(run.instance.exited(run, code))
+            self.checks.drop(run)
             del self.mains[pid]
             self.ending[run.number] = run
+        elif pid in self.checks.by_pid:
+            self.checks.ended(pid, code)
         self.strays.forget(pid)
         os.waitid(os.P_PID, pid, os.WEXITED)
 
@@ -344,6 +388,10 @@ class Worker:
     def _emit(self, kind: Kind, run: Run) -> None:
         if kind == "reload-failed":
             self.queue.clear()
+        elif kind == "ready" and self.settings.checks and self.settings.checks.health[1]:
+            self.checks.add(run, "health_check", interval=self.settings.checks.health_interval)
+        elif kind == "exit" and run.reason == "start-timeout" and (words := self.checks.last_words(run)):
+            self._log(logging.WARNING, f"ready_check of instance {run.instance.index} printed at last: {words}")
         exitcode = run.exitcode if kind in {"exit", "gave-up", "reload-failed"} else None
         now, when = time.monotonic(), time.time()
         if kind == "start":  # its birth, which its time to become ready is counted from

@@ -44,7 +44,7 @@ class Journal:
         """Judge by these settings from now on."""
         self._restart = settings.get("restart", "on-failure")
         self._wished = frozenset(() if self._restart == "always" else settings.get("success_codes", (0,)))
-        self._wait_ready = bool(settings.get("wait_ready"))
+        self._wait_ready = any(settings.get(name) for name in ("wait_ready", "ready_check", "ready_tcp"))
         self._timeout = settings.get("start_timeout", 30.0) if self._wait_ready else math.inf
 
     def take(self, event: Event) -> None:

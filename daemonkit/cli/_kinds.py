@@ -68,6 +68,8 @@ _KINDS: Final = {
     "_listen": Kind('"HOST:PORT", "unix:PATH", or a list of them', _or_list(_TEXT)),
     "_variable": VARIABLES,
     "_command": COMMAND,
+    "_address": Kind('"HOST:PORT"', _TEXT),
+    "_at_least_one": Kind("a whole number from 1 on", {"type": "integer", "minimum": 1}),
     "str": _ANY_TEXT,
     "_script": Kind("a shell command", _TEXT),
 }

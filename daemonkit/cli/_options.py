@@ -6,6 +6,7 @@ import argparse
 import math
 import os
 import re
+import shlex
 import signal
 
 from daemonkit._system.signals import signal_name
@@ -133,6 +134,23 @@ def _script(text: str) -> str:
     return text
 
 
+def _command(text: str) -> list[str]:
+    words = shlex.split(text)
+    if not words:
+        raise ValueError
+    return words
+
+
+def _address(text: str) -> str:
+    if not re.fullmatch(r"(\[[^][]*\]|[^][:]*):[0-9]{1,5}", text):
+        raise ValueError
+    return text
+
+
+def _at_least_one(text: str) -> int:
+    return int(_at_least(1, int(text)))
+
+
 def _variable(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not name or not equals:
@@ -183,15 +201,18 @@ OPTIONS: Final = (
     Option("--max-restarts", "restarts in a row before it is given up (no limit)", _count, "N"),
     Option("--stop-signal", "the signal that asks it to end (SIGTERM)", _signal, "SIG"),
     Option("--stop-timeout", "seconds until SIGKILL (10)", _patience, "S"),
-    Option("--kill-mode", "who gets the stop signal: all, or the main process (group)", choices=("group", "main")),
+    Option("--kill-mode", "who gets the stop signal (group: all of it)", choices=("group", "main")),
     Option("--wait-ready", "it is up when it sends READY=1 to $NOTIFY_SOCKET", None),
     Option("--start-timeout", "seconds until it must be up (30)", _seconds, "S"),
+    Option("--ready-check", "a command that ends with 0 once it is up", _command, "CMD"),
+    Option("--ready-tcp", "it is up when this accepts a connection", _address, "HOST:PORT"),
+    Option("--health-check", "a command that ends with 0 while all is well", _command, "CMD"),
+    Option("--health-interval", "seconds between health checks, and for one (10)", _seconds, "S"),
+    Option("--health-failures", "bad ones in a row until it is started again (3)", _at_least_one, "N"),
     Option("--watchdog", "seconds within which it must send WATCHDOG=1", _seconds, "S"),
     Option("--max-memory", "memory above which it is replaced; 200M, 1.5G, max", _size, "BYTES"),
     Option("--cpu-affinity", "bind instance i to CPU i mod n", choices=("spread",)),
-    Option(
-        "--listen", "a socket for all instances: HOST:PORT or unix:PATH; several times", _listen, "ADDR", several=True
-    ),
+    Option("--listen", "a socket for all: HOST:PORT or unix:PATH; several times", _listen, "ADDR", several=True),
     Option("--listen-nonblocking", "hand the sockets over non-blocking", None),
     Option("--cwd", "its directory (this one)", _path, "D"),
     Option("--env", "a variable of its environment; several times", _variable, "K=V", several=True),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 import sys
 
 from daemonkit.cli import _app, _appfile, _say
@@ -108,6 +109,8 @@ def _text(  # noqa: PLR0913, PLR0917 - what a unit is made of
 
 
 def _written(key: str, value: object) -> str:
+    if isinstance(value, list) and key in {"ready_check", "health_check"}:
+        return shlex.join(value)
     if isinstance(value, list):
         return ",".join(map(str, value))
     return f"{value:o}" if key == "umask" else str(value)
