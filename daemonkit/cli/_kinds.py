@@ -117,6 +117,8 @@ def read(option: Option, value: Any, folder: str) -> object:  # noqa: ANN401 - w
     if kind == "_variable":
         return {name: str(one) for name, one in value.items()}
     if kind == "_command" and isinstance(value, list):
+        if not value:
+            raise ValueError
         return value
     if option.several:
         return [option.parse(_resolved(kind, one, folder)) for one in (value if isinstance(value, list) else [value])]
