@@ -29,14 +29,14 @@ class AlreadyRunningError(DaemonkitError, AlreadyLocked):
 
 
 class NotRunningError(DaemonkitError, ProcessLookupError):
-    """No live process that daemonkit can prove to be the holder holds the pidfile.
+    """The pidfile is not held, or not by a process that daemonkit can prove to be the holder.
 
-    >>> NotRunningError("nothing holds app.pid", path="app.pid").path
+    >>> NotRunningError("app.pid is not held: nothing is running", path="app.pid").path
     'app.pid'
     """
 
     def __init__(self, message: str = "", *, path: str | None = None) -> None:
-        """Say what does not run; `path` is the pidfile."""
+        """Say what is not running; `path` is the pidfile."""
         super().__init__(message)
         self.path = path
 
@@ -69,7 +69,7 @@ class StartTimeoutError(StartError, TimeoutError):
 
 
 class StopTimeoutError(DaemonkitError, TimeoutError):
-    """The process did not end in time, and was not to be killed.
+    """A process did not end in time: it was not to be killed, or SIGKILL has not ended it.
 
     >>> StopTimeoutError("process 4242 did not end within 10 s", pid=4242).pid
     4242

@@ -29,7 +29,7 @@ from daemonkit._spawn import libc
 from daemonkit._spawn.blame import blamed, check_executable
 from daemonkit._spawn.ends import input_file
 from daemonkit._spawn.popen import popen
-from daemonkit._system.descriptors import inheritable_descriptors
+from daemonkit._system.descriptors import append_result, inheritable_descriptors
 from daemonkit._system.pidfd import wait_for_end
 from daemonkit._system.program import own_environment
 from daemonkit._system.signals import ALL_SIGNALS
@@ -110,8 +110,7 @@ def _spawn(plan: Plan, started: list[int]) -> bool:
         files = [(kinds[kind], fd, to)[: 3 if kind == "dup2" else 2] for kind, fd, to in actions]
         start = partial(genuine(os.posix_spawn), file_actions=files, setsid=True, setsigmask=(), setsigdef=_RESET)
         env = own_environment() if plan.env is None else plan.env
-        # One step for the interpreter: no signal handler can come in between, and lose the pid.
-        started.extend(map(start, [plan.path], [plan.argv], [env]))
+        append_result(started, partial(start, plan.path, plan.argv, env))
     except OSError as error:
         if error.errno == errno.EBADF:  # a number at or above a lowered RLIMIT_NOFILE
             return False

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 def append_result(results: list[int], call: Callable[[], int]) -> None:
     """Append the result of a C function, a `partial`, in one step of the interpreter.
 
-    A signal handler runs between two steps, and may raise. ``fd = os.open(...)`` are two: the descriptor would be lost.
+    A signal handler runs between two steps, and may raise. ``fd = os.open(...)`` are two: the descriptor would be lost,
+    or the pid of a program that was started.
     """
     results.extend(starmap(call, [()]))
 
