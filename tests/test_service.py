@@ -200,6 +200,32 @@ def test_it_takes_every_option_of_detached_and_no_other() -> None:
         daemonkit.Service(print, pidfile="app.pid", nosuch=None)  # type: ignore[call-arg]
 
 
+def test_a_child_that_the_target_forks_ends_as_it_likes(tmp_path: Path) -> None:
+    done = run(
+        tmp_path,
+        """
+def work(daemon):
+    for status in (0, 5):
+        child = os.fork()
+        if child == 0:
+            sys.exit(status)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), bool(daemonkit.status(daemon.pidfile)))
+    if FAIL:
+        raise ValueError("the parent's own")
+    daemon.ready()
+    wait()
+service = daemonkit.Service(work, pidfile="app.pid", stdout="app.log", stderr="err", wait_ready=True, name="app")
+FAIL = True
+service.main(["start"])
+FAIL = False
+print(service.start(), service.stop())
+""",
+    )
+    pid, stopped = done.stdout.split()
+    assert (stopped, done.stderr) == ("True", "app: the parent's own\n") and ended(int(pid)) == 0
+    assert _log(tmp_path).splitlines() == ["0 True", "5 True"] * 2
+
+
 # --- a start that fails ---------------------------------------------------------------------------------------------
 
 

@@ -153,6 +153,7 @@ def waits(program: subprocess.Popen[str]) -> None:
     )
 
 
+@pytest.mark.timeout(300)  # 24 commands, each of which loads click or typer
 def test_each_command_twice_from_another_directory(app: App) -> None:
     for _ in range(2):
         assert app("status") == (3, "not running\n", "")

@@ -200,7 +200,7 @@ class _Start:
         try:
             body.perform(self._service.target, context)
         except BaseException as error:
-            if context.on_start:  # it has not started
+            if context.on_start and os.getpid() == context.pid:  # it has not started, and is no child that it forked
                 self._say(_WORDS, marshal.dumps(tuple(words_of(error))))
             raise
 
@@ -212,7 +212,8 @@ class _Start:
 def _handlers(given: Mapping[Any, Any]) -> dict[Any, Any]:
     """Return the daemon's handlers, with those that the program itself had set before: the helper sets its own."""
     named = {signal.Signals[key] if isinstance(key, str) else key for key in given}
-    defaults = {signal.SIGTERM: "terminate", signal.SIGHUP: "reopen", signal.SIGINT: signal.SIG_DFL}
+    ctrl_c = signal.getsignal(signal.SIGINT) or signal.SIG_DFL
+    defaults = {signal.SIGTERM: "terminate", signal.SIGHUP: "reopen", signal.SIGINT: ctrl_c}
     before = {number: signal.getsignal(number) for number in defaults.keys() - named}
     return {**given, **{number: old if callable(old) else defaults[number] for number, old in before.items()}}
 
