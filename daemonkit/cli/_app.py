@@ -85,6 +85,20 @@ class App:
         """Keep its settings; for its supervisor."""
         replace(f"{self._path}.json", json.dumps(settings, indent=1))
 
+    def propose(self, settings: Mapping[str, Any]) -> None:
+        """Leave settings for its supervisor, which takes them at the next SIGHUP."""
+        replace(f"{self._path}.next", json.dumps(settings, indent=1))
+
+    def take_proposal(self) -> Settings | None:
+        """Return the settings that were left for its supervisor, once; None if there are none."""
+        path = f"{self._path}.next"
+        with contextlib.suppress(OSError, ValueError):
+            found = read_json(path)
+            os.unlink(path)
+            if isinstance(found, dict) and _is_command(found.get("command")):
+                return found
+        return None
+
     @property
     def is_to_stay_stopped(self) -> bool:
         """Whether it was stopped by request."""
@@ -206,14 +220,18 @@ def _is_state(value: object) -> TypeGuard[State]:
         return False
     logs = value.get("logs", [])
     return (
-        type(value.get("reloads_failed")) is int
-        and value.get("ended") in (None, "stopped", "done", "failed")  # a tuple: a list in the file has no hash
+        value.get("ended") in (None, "stopped", "done", "failed")  # a tuple: a list in the file has no hash
         and isinstance(value.get("file", ""), (str, type(None)))
         and isinstance(value.get("note", ""), str)
+        and _is_reload(value.get("reload", {"number": 0, "outcome": ""}))
         and isinstance(logs, list)
         and all(isinstance(path, str) for path in logs)
         and all(map(_is_instance, value["instances"]))
     )
+
+
+def _is_reload(value: object) -> bool:
+    return isinstance(value, dict) and type(value.get("number")) is int and isinstance(value.get("outcome"), str)
 
 
 def _is_instance(one: object) -> bool:

@@ -7,8 +7,10 @@ import os
 import signal
 
 from daemonkit.cli import _app, _say
-from daemonkit.cli._settings import check_startable, present_environment
-from daemonkit.cli._start import start_app
+from daemonkit.cli._app import App
+from daemonkit.cli._journal import DONE, UNDER_WAY
+from daemonkit.cli._settings import check_startable, laid_over, present_environment
+from daemonkit.cli._start import outcome, start_app
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any, Final
 
-    from daemonkit.cli._app import App, Settings
+    from daemonkit.cli._app import Settings
 
 _LOOK: Final = 0.1  # seconds between two looks at a file: the standard library can't wait for a change (inotify)
 _MARGIN: Final = 5.0  # seconds that the supervisor itself may take, beyond its instances' stop timeout
@@ -108,8 +110,6 @@ def _stop(app: App, _options: argparse.Namespace) -> None:
 
 
 def _restart(app: App, options: argparse.Namespace) -> None:
-    from daemonkit.cli._start import outcome
-
     settings = app.settings()
     if options.update_env:
         settings["environment"] = present_environment()
@@ -121,46 +121,59 @@ def _delete(app: App, _options: argparse.Namespace) -> None:
     delete_app(app)
 
 
-def _reload(app: App, _options: argparse.Namespace) -> None:
-    reload_app(app)
+def _reload(app: App, options: argparse.Namespace) -> None:
+    from daemonkit.cli._options import settings_of
+
+    changes = settings_of(options)
+    settings = laid_over(app.settings(), changes) if changes or options.update_env else None
+    if settings and options.update_env:
+        settings["environment"] = present_environment()
+    reload_app(app, settings)
 
 
-def reload_app(app: App) -> None:
-    """Restart its instances one at a time; return once that is done."""
+def scale(options: argparse.Namespace) -> int:
+    app = App(options.name)
+    reload_app(app, app.settings() | {"instances": options.count})
+    print(outcome(app))
+    return 0
+
+
+def reload_app(app: App, settings: Settings | None = None) -> None:
+    """Restart its instances one at a time, with other settings if they are given; return once that is done.
+
+    Raises Failure if a new run does not come up: the old ones stay, and the old settings too. LookupError, OSError and
+    ValueError for settings that can't be; nothing is changed then.
+    """
     from daemonkit import attach
 
     app.must_be_known()
     if not app.holder():
         raise _say.Failure(f"{app.name} does not run; start it with: daemonkit start {app.name}")
+    if settings:
+        from daemonkit import supervise
+
+        check_startable(settings, app)
+        if "on_reload" not in (supervise.__kwdefaults__ or {}):
+            restart_app(app, settings)
+            return
     process, state = attach(app.pidfile), app.running_state()
-    before = state["instances"] if state else []
+    if settings and state:
+        app.propose(settings)
+    number = state["reload"]["number"] if state else 0
     process.send_signal(signal.SIGHUP)
     with _say.progress(f"reloading {app.name}"):
         while state and (now := app.running_state()):
-            pairs = list(zip(before, now["instances"], strict=True))
-            if now["reloads_failed"] != state["reloads_failed"] or any(_has_failed(*pair) for pair in pairs):
-                text = (
-                    f"{app.name} was not reloaded: a new run did not come up, so the old ones stay; see {app.logs()[0]}"
-                )
-                raise _say.Failure(text)
-            if all(_is_replaced(*pair) for pair in pairs):
-                return
+            if now["reload"]["number"] > number and now["reload"]["outcome"] != UNDER_WAY:
+                if now["reload"]["outcome"] == DONE:
+                    return
+                text = "was not reloaded: a new run did not come up, so the old ones stay"
+                raise _say.Failure(f"{app.name} {text}; see {app.logs()[0]}")
             process.wait_for_end(_LOOK)
     if not process.running:
         raise _say.Failure(f"{app.name} ended during the reload; see {app.logs()[0]}")
     raise _say.Failure(
         f"{app.name} reloads, but its state can't be read, so the outcome is unknown; is {_app.home()} full?"
     )
-
-
-def _has_failed(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Tell whether an instance that had no run has failed to come up."""
-    return not before["runs"] and now["failed"] > before["failed"]
-
-
-def _is_replaced(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Tell whether a new run is up and no old one is left, or the instance is done."""
-    return now["done"] or (bool(now["up"]) and set(before["runs"]).isdisjoint(now["runs"]))
 
 
 def signal_app(app: App, number: int) -> None:

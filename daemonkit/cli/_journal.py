@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 from daemonkit._system.process import identity
@@ -11,10 +12,15 @@ from daemonkit.cli import _app
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Any
+    from typing import Any, Final
 
     from daemonkit._supervise import Event, Summary
     from daemonkit.cli._app import Settings
+
+
+UNDER_WAY: Final = "under way"
+DONE: Final = "done"
+FAILED: Final = "failed"
 
 
 class Journal:
@@ -31,13 +37,17 @@ class Journal:
             "ready": False,
             "ended": None,
             "instances": self.instances,
-            "reloads_failed": 0,
+            "reload": {"number": 0, "outcome": DONE},
             "logs": [*logs],
         }
         self._begun: dict[int, float] = {}
         self._silent: set[int] = set()
         self.failure: str | None = None
         """Why the start failed; None unless it did."""
+        self._before: list[dict[str, Any]] | None = None
+        """The instances as they were when a reload began; None where only their number changes."""
+        self._failed_before: list[int] = []
+        self._wanted = len(self.instances)
         self.follow(settings)
 
     def follow(self, settings: Settings) -> None:
@@ -49,6 +59,8 @@ class Journal:
 
     def take(self, event: Event) -> None:
         """Record an event."""
+        while event.instance >= len(self.instances):
+            self.instances.append(_new_instance())
         one = self.instances[event.instance]
         match event.kind:
             case "start":
@@ -66,7 +78,9 @@ class Journal:
             case "gave-up":
                 one["state"] = "gave-up"
             case "reload-failed":
-                self.state["reloads_failed"] += 1
+                self.decide_reload(FAILED)
+        if self.is_reloading:
+            self._look_at_reload()
 
     def _ended(self, one: dict[str, Any], event: Event) -> None:
         lived = event.time - self._begun.pop(event.pid, event.time)
@@ -105,6 +119,51 @@ class Journal:
     def is_wished(self, event: Event) -> bool:
         """Tell whether an exit was wished: the work is done, or a successor has taken over."""
         return event.exitcode in self._wished or bool(self.instances[event.instance]["up"])
+
+    # --- reloads ----------------------------------------------------------------------------------------------------
+
+    @property
+    def is_reloading(self) -> bool:
+        """Whether a reload is under way."""
+        return bool(self.state["reload"]["outcome"] == UNDER_WAY)
+
+    def begin_reload(self, wanted: int, *, all_anew: bool) -> None:
+        """Record that a reload begins: all runs are replaced, or only their number changes."""
+        self.state["reload"] = {"number": self.state["reload"]["number"] + 1, "outcome": UNDER_WAY}
+        self._before = copy.deepcopy(self.instances) if all_anew else None
+        self._failed_before = [one["failed"] for one in self.instances]
+        self._wanted = wanted
+        self._look_at_reload()
+
+    def decide_reload(self, outcome: str) -> None:
+        """Record how the reload has ended."""
+        self.state["reload"]["outcome"] = outcome
+
+    def forget_unwanted(self, wanted: int) -> None:
+        """Have so many instances: those beyond are forgotten once they have ended."""
+        self._wanted = wanted
+        while len(self.instances) > wanted and not self.instances[-1]["runs"]:
+            self.instances.pop()
+
+    def _look_at_reload(self) -> None:
+        """See whether the reload has ended."""
+        self.forget_unwanted(self._wanted)
+        if any(self._has_failed(index) for index in range(len(self.instances))):
+            self.decide_reload(FAILED)
+        elif len(self.instances) == self._wanted and all(map(self._is_replaced, range(self._wanted))):
+            self.decide_reload(DONE)
+
+    def _has_failed(self, index: int) -> bool:
+        """Tell whether an instance has failed to come up that had no run before: none stays in its place."""
+        is_new = index >= len(self._failed_before)
+        had_run = not is_new and (self._before is None or bool(self._before[index]["runs"]))
+        return not had_run and self.instances[index]["failed"] > (0 if is_new else self._failed_before[index])
+
+    def _is_replaced(self, index: int) -> bool:
+        """Tell whether a new run is up and no old one is left, or the instance is done."""
+        one = self.instances[index]
+        old = self._before[index]["runs"] if self._before and index < len(self._before) else ()
+        return bool(one["done"] or (one["up"] and set(old).isdisjoint(one["runs"])))
 
     @property
     def all_up(self) -> bool:

@@ -14,7 +14,7 @@ from daemonkit._supervise.logs import log_at
 from daemonkit._system.streams import open_log
 from daemonkit.cli import _app, _say
 from daemonkit.cli._hook import Hook
-from daemonkit.cli._journal import Journal
+from daemonkit.cli._journal import DONE, Journal
 from daemonkit.cli._mixed import MARK
 from daemonkit.cli._options import OPTIONS, signal_number
 from daemonkit.cli._settings import LOG_MAX_BYTES, environment_in_effect
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("daemonkit")
 
 _START_ENDS_WITHIN: Final = 60.0  # seconds, far more than that takes
+_DEFAULTS: Final = supervise.__kwdefaults__ or {}
+_CAN_CHANGE: Final = "on_reload" in _DEFAULTS
 _OWN: Final = frozenset({"log", "env", "on_event"})
 """Options that are not `supervise`'s."""
 
@@ -40,7 +42,7 @@ _OWN: Final = frozenset({"log", "env", "on_event"})
 class _StartOnce(Backoff):
     """Starts nothing again before the app is up: a start that fails runs the program once."""
 
-    is_up: mmap.mmap = field(default_factory=lambda: mmap.mmap(-1, 1))
+    is_up: mmap.mmap = field(kw_only=True)
     """One byte that this process shares with the worker, where the delay is asked for."""
 
     def delay(self, in_row: int) -> float:
@@ -73,6 +75,11 @@ class Keeper:
         self._journal = Journal(settings, logs, foreground=not must_start)
         self._said: list[str] | None = None
         self._hook = self._make_hook()
+        self._is_up = mmap.mmap(-1, 1)
+        if not must_start:
+            self._is_up[0] = 1
+        self._proposed: Settings | None = None
+        """Settings that come up now; they are kept once they have."""
         self._is_stopping = False
         self._handlers: dict[int, Any] = {}
 
@@ -82,8 +89,13 @@ class Keeper:
         handler.addFilter(self._note)
         logging.basicConfig(level=logging.INFO, format=f"{_say.OWN}%(asctime)s %(message)s", handlers=[handler])
         journal = self._journal
+        options = self._options(self._settings)
+        if _CAN_CHANGE:
+            options["on_reload"] = self._on_reload
+        elif callable(before := signal.getsignal(signal.SIGHUP)):
+            signal.signal(signal.SIGHUP, lambda number, frame: (before(number, frame), self._on_reload()))
         try:
-            summary = supervise(self._settings["command"], on_event=self._on_event, **self._options())
+            summary = supervise(self._settings["command"], on_event=self._on_event, **options)
         except BaseException:
             journal.end_badly()
             self._write_state()
@@ -119,13 +131,45 @@ class Keeper:
         self._is_stopping = True
         self._handlers[number](number, frame)
 
-    def _options(self) -> dict[str, Any]:
+    # --- reloads ----------------------------------------------------------------------------------------------------
+
+    def _on_reload(self) -> dict[str, Any]:
+        """Return the arguments of `supervise` that change at a SIGHUP: those that a proposal has."""
+        proposed = self._app.take_proposal() if self._app else None
+        changes: dict[str, Any] = {}
+        if proposed:
+            before, now = self._options(self._settings), self._options(proposed)
+            differing = [name for name in before | now if before.get(name) != now.get(name)]
+            changes = {name: now.get(name, _DEFAULTS[name]) for name in differing}
+            if proposed["command"] != self._settings["command"]:
+                changes["target"] = proposed["command"]
+        settings = proposed or self._settings
+        self._proposed = proposed
+        self._journal.follow(settings)
+        self._journal.begin_reload(_app.count_of(settings), all_anew=changes.keys() != {"instances"})
+        self._settle_reload()
+        return changes
+
+    def _settle_reload(self) -> None:
+        """Keep the settings that came up; those that did not are forgotten."""
+        if self._journal.is_reloading or not self._app:
+            return
+        proposed, self._proposed = self._proposed, None
+        if proposed and self._journal.state["reload"]["outcome"] == DONE:
+            self._settings = proposed
+            self._hook = self._make_hook()
+            try:
+                self._app.save(proposed)
+            except OSError as error:
+                _logger.warning("the settings of %s can't be kept: %s", self._app.name, _say.in_one_line(error))
+        elif proposed:
+            self._journal.follow(self._settings)
+            self._journal.forget_unwanted(_app.count_of(self._settings))
+
+    def _options(self, settings: Settings) -> dict[str, Any]:
         """Return the settings as arguments of `supervise`."""
-        settings = self._settings
         options = {o.name: settings[o.name] for o in OPTIONS if o.name in settings and o.name not in _OWN}
-        self._backoff = options["backoff"] = _StartOnce(*options.get("backoff", ()))
-        if not self._must_start:
-            self._backoff.is_up[0] = 1
+        options["backoff"] = _StartOnce(*options.get("backoff", ()), is_up=self._is_up)
         if stop_signal := options.get("stop_signal"):
             options["stop_signal"] = signal_number(stop_signal)
         options["env"] = environment_in_effect(settings)
@@ -142,6 +186,7 @@ class Keeper:
     def _on_event(self, event: Event) -> None:
         journal = self._journal
         journal.take(event)
+        self._settle_reload()
         if self._hook:
             if event.kind == "start" and not self._is_stopping:
                 self._notice_stop()
@@ -165,7 +210,7 @@ class Keeper:
                 return
             self._app.stay_stopped(False)
         self._journal.state["ready"] = True
-        self._backoff.is_up[0] = 1
+        self._is_up[0] = 1
         self._write_state()  # before the waiting caller looks at it
         self._context.ready(f"{len(self._journal.instances)} up")
 

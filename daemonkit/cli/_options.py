@@ -257,6 +257,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--update-env", action="store_true", help="take this shell's environment, not the one it had")
 
 
+def add_count(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("count", metavar="N", type=_typed(OPTIONS[0]), help='how many, or "auto": one per usable CPU')
+
+
 def settings_of(options: argparse.Namespace) -> Settings:
     """Return what was asked for, by the names of `supervise`'s arguments."""
     settings = {option.name: value for option in OPTIONS if (value := getattr(options, option.name)) is not None}

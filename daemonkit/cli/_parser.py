@@ -62,6 +62,12 @@ def _stop(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pidfile", metavar="F", help="any daemon with that pidfile, such as one of spawn, instead")
 
 
+def _instances(parser: argparse.ArgumentParser) -> None:
+    from daemonkit.cli import _options
+
+    _options.add_count(parser)
+
+
 def _signal(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("signal", metavar="SIG", help="such as USR1, HUP, RTMIN+1 or 10")
     _names(parser)
@@ -184,8 +190,18 @@ COMMANDS: Final = {
     "reload": _Command(
         "_change.each",
         "restart the instances one at a time, each stopped once its successor is up",
-        "daemonkit reload web",
+        "daemonkit reload web\n  daemonkit reload web --env STAGE=live    # from now on",
         _names,
+        _options,
+        program="optional",
+        usage="daemonkit reload NAME... [options] [-- CMD ARG...]",
+    ),
+    "scale": _Command(
+        "_change.scale",
+        "change the number of instances: only those are started or stopped that have to be",
+        "daemonkit scale web 4",
+        _name,
+        _instances,
     ),
     "signal": _Command(
         "_change.each",
