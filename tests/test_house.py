@@ -18,12 +18,6 @@ BODY = 50
 """Lines of a function; its parameters and its docstring are not counted."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
-LONG: dict[str, str] = {}
-"""Functions that are longer, with the reason."""
-TO_BE_SPLIT = {
-    "tests/test_cli.py", "tests/test_detach.py", "tests/test_lock_protocol.py",
-    "tests/test_pidfile.py", "tests/test_supervise.py",
-}  # fmt: skip
 
 
 def _functions(path: Path) -> list[Function]:
@@ -86,12 +80,12 @@ def test_a_function_is_one_step() -> None:
             body = function.body[1:] if ast.get_docstring(function) else function.body
             if body and (function.end_lineno or 0) - body[0].lineno >= BODY:
                 found[function.name] = str(path)
-    assert found.keys() <= LONG.keys(), found
+    assert found == {}
 
 
 def test_a_file_is_read_in_one_sitting() -> None:
     lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in FILES}
-    assert {name: length for name, length in lengths.items() if length > LINES and name not in TO_BE_SPLIT} == {}
+    assert {name: length for name, length in lengths.items() if length > LINES} == {}
 
 
 def _names(path: Path) -> set[str]:
