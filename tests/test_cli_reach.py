@@ -136,6 +136,10 @@ def test_known_apps_are_started_again_and_those_that_run_are_left_alone(shell: S
     assert shell.report("web1")["up"] == 1 and shell.report("web2")["pid"] == pid
     assert shell.report("mail")["state"] == "stopped"
     assert "runs already" in one_line(shell("start", "web1", status=1).stderr)
+    shell("start", "web1", "web2")
+    shell("delete", "web2", "mail")
+    shell("start", "web*")
+    shell("start", "--all")
     assert "no app matches" in one_line(shell("stop", "x*", status=1).stderr)
     assert "no app nosuch" in one_line(shell("start", "web1", "nosuch", status=1).stderr)
 

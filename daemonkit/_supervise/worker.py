@@ -29,6 +29,7 @@ from daemonkit._supervise.run import become, become_check
 from daemonkit._supervise.strays import Strays
 from daemonkit._system.fork import fork_child
 from daemonkit._system.prctl import become_subreaper
+from daemonkit._system.process import start_of
 from daemonkit._system.run_mark import WORKER, put_mark
 from daemonkit._system.signals import ALL_SIGNALS
 from daemonkit._system.sockets import socketpair
@@ -341,7 +342,7 @@ class Worker:
             self._read_notify(run)  # what was sent before it ended
             if code == 0 and not run.ending:
                 self._look_after_strays()
-                if left := self.strays.of(run):
+                if left := [pid for pid in self.strays.of(run) if start_of(pid) is not None]:
                     self._log(logging.WARNING, describe_left(run, len(left)))
             # Before it is reaped: until then its number is the group's, and nobody else's.
             self._do(run.instance.exited(run, code))

@@ -157,6 +157,8 @@ def reload_app(app: App, settings: Settings | None = None) -> None:
             restart_app(app, settings)
             return
     process, state = attach(app.pidfile), app.running_state()
+    if state and "reload" not in state:
+        raise _say.Failure(f"{app.name} was started by daemonkit 0.1; restart it once: daemonkit restart {app.name}")
     if settings and state:
         app.propose(settings)
     number = state["reload"]["number"] if state else 0

@@ -89,6 +89,8 @@ class Keeper:
         handler.addFilter(self._note)
         logging.basicConfig(level=logging.INFO, format=f"{_say.OWN}%(asctime)s %(message)s", handlers=[handler])
         journal = self._journal
+        if self._app:
+            self._app.take_proposal()  # one that the supervisor before was killed over
         options = self._options(self._settings)
         if _CAN_CHANGE:
             options["on_reload"] = self._on_reload

@@ -53,10 +53,11 @@ def start(options: argparse.Namespace) -> int:
     if not options.all:
         _refuse_programs(options.names)
     apps = [app for app in _app.apps() if _is_to_run(app)] if options.all else _app.select(options.names)
+    is_one = len(apps) == 1 and options.names == [apps[0].name]
 
     def start_again(app: App) -> None:
         settings = _known_settings(app, changes, options)
-        if len(apps) > 1 and app.holder():
+        if app.holder() and not is_one:
             return
         start_app(app, settings)
         print(outcome(app))
