@@ -1,6 +1,6 @@
 """What an app file said when it was last read, so that an `up` with nothing to do need not read it again.
 
-tomllib takes as long to load as Python to start, python-dotenv three times as long. What is remembered is used only if
+tomllib takes nearly as long to load as Python to start, python-dotenv longer. What is remembered is used only if
 all that it was made of is the same: the texts of the files, this program, the variables that matter.
 """
 
