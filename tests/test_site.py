@@ -6,6 +6,7 @@ import json
 import shutil
 import socket
 import sys
+import threading
 import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 from harness import eventually
 from shell import Shell
+
+from daemonkit.cli._change import can_change
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,3 +64,33 @@ def test_the_site_comes_up_changes_and_goes_down_as_its_file_says(site: Site) ->
     assert json.loads((site.folder / "store.json").read_text())["visitors"] == "2"
     site("up")
     assert site.page().startswith("hello, visitor 3; tick ")
+
+
+@pytest.mark.skipif(not can_change(), reason="needs on_reload of supervise()")
+def test_no_request_fails_while_a_changed_file_is_rolled_in(site: Site) -> None:
+    site("up")
+    pid, asked, failed, over = site.report("web")["pid"], 0, [], threading.Event()
+
+    def ask() -> None:
+        nonlocal asked
+        while not over.is_set():
+            asked += 1
+            try:
+                site.page()
+            except OSError as error:
+                failed.append(error)
+
+    visitor = threading.Thread(target=ask)
+    visitor.start()
+    try:
+        for old, new in (("instances = 2", "instances = 6"), ("instances = 6", "instances = 3")):
+            site.edit("daemonkit.toml", old, new)
+            assert any(line.startswith("web: reloaded (instances)") for line in site("up").stdout.splitlines())
+        site.edit(".env", "hello", "welcome")
+        assert any(line.startswith("web: reloaded (env)") for line in site("up").stdout.splitlines())
+    finally:
+        over.set()
+        visitor.join()
+    assert failed == [] and asked > 10
+    assert (site.report("web")["pid"], site.report("web")["up"]) == (pid, 3)
+    assert site.page().startswith("welcome, visitor ")

@@ -18,8 +18,9 @@ import time
 from daemonkit._detach.notify import connect_manager, tell_manager
 from daemonkit._system.fork import fork_child
 from daemonkit._system.prctl import die_with_parent
-from daemonkit.cli import _app, _appfile, _mixed, _plan, _say, _start
+from daemonkit.cli import _app, _appfile, _mixed, _plan, _say, _start, _tasks
 from daemonkit.cli._app import App
+from daemonkit.cli._change import can_change, reload_app
 from daemonkit.cli._mixed import Sink, Source
 from daemonkit.cli._settings import present_environment
 
@@ -110,6 +111,8 @@ class _Foreground:
         self._failed = False
         self._told_ready = False
         self._given_up: set[str] = set()
+        self._reloads: dict[int, tuple[str, Wish, int]] = {}
+        """Of each child that waits for a reload, by its pid: the app, what is wished, and the file for its messages."""
         self._heard: list[int] = []
         out, err = sys.stdout.fileno(), sys.stderr.fileno()
         self._out = Sink(out)
@@ -190,11 +193,7 @@ class _Foreground:
 
     def _start(self, name: str) -> None:
         wish = self._file.apps[name]
-        settings = wish.settings | {
-            "file": self._file.path,
-            "after": [*wish.after],
-            "environment": present_environment(),
-        }
+        settings = self._settings_of(wish)
         pipes = [os.pipe() for _ in range(3)]
         pid = fork_child(lambda: self._become(name, settings, [writer for _, writer in pipes]))
         for _, writer in pipes:
@@ -203,6 +202,10 @@ class _Foreground:
         prefix = self._prefixes[name]
         sources = (Source(out, prefix, self._out), Source(err, prefix, self._err))
         self._members[name] = _Member(wish, pid, ready, sources)
+
+    def _settings_of(self, wish: Wish) -> Settings:
+        more = {"file": self._file.path, "after": [*wish.after], "environment": present_environment()}
+        return wish.settings | more
 
     def _become(self, name: str, settings: Settings, writers: list[int]) -> NoReturn:
         """Be an app's supervisor, in the child."""
@@ -303,6 +306,8 @@ class _Foreground:
                     return
                 if pid in by_pid:
                     self._ended(by_pid[pid], os.waitstatus_to_exitcode(status))
+                elif pid in self._reloads:
+                    self._reloaded(*self._reloads.pop(pid), well=status == 0)
 
     def _ended(self, name: str, status: int) -> None:
         member = self._members[name]
@@ -333,10 +338,32 @@ class _Foreground:
             if wish and not _plan.differences(wish.settings, member.wish.settings):
                 member.wish = wish
                 member.is_obsolete = False
+            elif member.runs and wish and self._can_be_seen and can_change():
+                self._reload(name, wish)
             elif member.runs:
                 member.is_obsolete = True
             else:
                 del self._members[name]
+
+    def _reload(self, name: str, wish: Wish) -> None:
+        """Have an app's instances replaced by such as the file asks for now, by a child that waits for them."""
+        app, settings = App(name), self._settings_of(wish)
+
+        def task() -> str:
+            signal.set_wakeup_fd(-1)
+            reload_app(app, settings)
+            return "reloaded"
+
+        done, messages = (os.memfd_create(what) for what in ("done", "messages"))
+        pid = fork_child(lambda: _tasks.perform(task, done, messages))
+        os.close(done)
+        self._reloads[pid] = name, wish, messages
+
+    def _reloaded(self, name: str, wish: Wish, messages: int, *, well: bool) -> None:
+        self._err.add(_tasks.content(messages).encode(errors="backslashreplace"))
+        os.close(messages)
+        if well and name in self._members:
+            self._members[name].wish = wish
 
     def _say(self, text: str) -> None:
         self._err.add(f"daemonkit: {text}\n".encode())

@@ -178,7 +178,7 @@ class Keeper:
         if self._app:
             options.setdefault("log_max_bytes", LOG_MAX_BYTES)
         options = {name: value for name, value in options.items() if value != "max"}  # no limit
-        if settings.get("file") and not self._log and _app.count_of(settings) > 1:
+        if settings.get("file") and not self._log:
             options.setdefault("log_format", MARK)
         _, out, error = _app.streams_of(settings, self._default_log)
         if out and options.get("log_max_bytes"):

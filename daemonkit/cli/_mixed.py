@@ -14,7 +14,7 @@ _LONGEST: Final = 1 << 26  # bytes of a line; a longer one is cut, rather than t
 _MOST: Final = 1 << 20  # bytes that wait to be written; while there are more, nothing is read
 _AT_ONCE: Final = 4096  # bytes; a pipe that poll(2) calls writable takes so many without blocking: pipe(7), PIPE_BUF
 MARK: Final = "\x1e"
-"""Put before each line of an app with several instances, so that each line is written whole; it is taken away here."""
+"""Put before each line by an app's supervisor, so that lines of several instances are whole; it is taken away here."""
 _MARK: Final = MARK.encode()
 _COLOURS: Final = (36, 33, 32, 35, 34, 96, 93, 92, 95, 94)  # cyan, yellow, green, magenta, blue, and the bright ones
 

@@ -47,7 +47,7 @@ class _Process:
         sys.stderr.flush()
         self.begun = time.monotonic()
         self._done, self._messages = (os.memfd_create(name) for name in ("done", "messages"))
-        self._pid = fork_child(lambda: _perform(task, self._done, self._messages))
+        self._pid = fork_child(lambda: perform(task, self._done, self._messages))
         self.pidfd = os.pidfd_open(self._pid)
 
     def interrupt(self) -> None:
@@ -58,7 +58,7 @@ class _Process:
     def outcome(self) -> Outcome:
         """Return how it ended, once it has."""
         status = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
-        done, messages = (_content(number) for number in (self._done, self._messages))
+        done, messages = (content(number) for number in (self._done, self._messages))
         for number in (self._done, self._messages, self.pidfd):
             os.close(number)
         if status not in {0, 1, _INTERRUPTED}:
@@ -66,12 +66,13 @@ class _Process:
         return Outcome("" if status else done, messages)
 
 
-def _content(number: int) -> str:
+def content(number: int) -> str:
+    """Return what is in such a file."""
     return os.pread(number, os.fstat(number).st_size, 0).decode(errors="backslashreplace")
 
 
-def _perform(task: Task, done: int, messages: int) -> NoReturn:
-    """Do it, in the child."""
+def perform(task: Task, done: int, messages: int) -> NoReturn:
+    """Do it, in a child; put what was done, and what is said of it, into these files."""
     parent = os.getppid()
     die_with_parent()  # whoever types the command again is not to meet what is left of this one
     if os.getppid() != parent:

@@ -211,10 +211,13 @@ def _settled(app: App, path: str) -> Found | None:
 
 
 def _change(app: App, settings: Settings, why: tuple[str, ...]) -> str:
-    from daemonkit.cli._change import restart_app
+    from daemonkit.cli._change import reload_app
 
-    restart_app(app, settings)
-    return _outcome("restarted", app, why)
+    before = app.holder()
+    reload_app(app, settings)  # or restart, where that is what it takes
+    after = app.holder()
+    rolled = before and after and before.pid == after.pid
+    return _outcome("reloaded" if rolled else "restarted", app, why)
 
 
 def _outcome(word: str, app: App, why: tuple[str, ...]) -> str:
