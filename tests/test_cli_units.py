@@ -83,3 +83,14 @@ def test_a_unit_finds_the_same_program_as_the_same_user(shell: Shell) -> None:
 def test_a_unit_of_an_app_that_is_never_killed_waits_for_ever(shell: Shell) -> None:
     shell.start("web", "--stop-timeout", "inf")
     assert "TimeoutStopSec=infinity" in shell("unit", "web").stdout.splitlines()
+
+
+def test_a_unit_for_ones_own_manager_and_several_at_once(shell: Shell) -> None:
+    shell.start("web")
+    shell.start("mail")
+    own = shell("unit", "web", "--user").stdout
+    assert "WantedBy=default.target" in own and "User=" not in own and "network.target" not in own
+    both = shell("unit", "web", "mail").stdout
+    assert both.count("[Service]") == 2 and "# web.service\n[Unit]\n" in both and "# mail.service\n[Unit]\n" in both
+    assert "WantedBy=multi-user.target" in both
+    shell("unit", status=2)

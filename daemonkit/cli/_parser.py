@@ -131,7 +131,8 @@ def _foreground(parser: argparse.ArgumentParser) -> None:
 
 
 def _unit(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", nargs="?", help="the app").completer = _known_names  # type: ignore[attr-defined] # argcomplete's
+    _names(parser)
+    parser.add_argument("--user", action="store_true", help="a unit for your own manager: systemctl --user")
     parser.add_argument("-f", "--file", metavar="FILE", help="all apps of this file, by one unit")
 
 
@@ -233,7 +234,8 @@ COMMANDS: Final = {
     "unit": _Command(
         "_unit.unit",
         "print a systemd unit that runs the same app",
-        "daemonkit unit web >/etc/systemd/system/web.service",
+        "daemonkit unit web >/etc/systemd/system/web.service\n"
+        "  daemonkit unit web --user >~/.config/systemd/user/web.service",
         _unit,
     ),
 }

@@ -22,12 +22,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any, Final, NoReturn
 
+    from daemonkit._pidfile.holder import Holder
     from daemonkit.cli._app import Settings
 
 _INTERRUPTED: Final = 130  # as a shell has it: 128 + SIGINT
 _LAST_LINES: Final = 10
 _LAST_BYTES: Final = 1 << 16
 _MARGIN: Final = 5.0  # seconds in which a supervisor that has nothing left to do ends
+_LOOK: Final = 0.1  # seconds between two looks at a file: the standard library can't wait for a change (inotify)
+_LOOKS: Final = 20
 _RUNNERS: Final = {
     ".js": "node ",
     ".mjs": "node ",
@@ -180,11 +183,23 @@ def outcome(app: App) -> str:
 def _runs_already(app: App) -> str:
     from daemonkit._pidfile.holder import already_running
 
-    holder = app.holder()
+    holder = _settled_holder(app)
     if holder and not holder.locked_by_daemonkit:
         return _say.in_one_line(already_running(app.pidfile, holder))
     pid = f", as process {holder.pid}" if holder else ""
     return f"{app.name} runs already{pid}; stop it first: daemonkit stop {app.name}"
+
+
+def _settled_holder(app: App) -> Holder | None:
+    """Return its supervisor; of a start that is under way, once the supervisor has taken the place of its caller."""
+    from daemonkit._system.pidfd import wait_for_end
+
+    for _ in range(_LOOKS):
+        holder = app.holder()
+        if holder is None or not holder.locked_by_daemonkit or app.state_of(holder):
+            break
+        wait_for_end(holder.pid, _LOOK)
+    return holder
 
 
 def _become(app: App, settings: Settings, report: int) -> NoReturn:

@@ -8,7 +8,6 @@ import shlex
 import sys
 
 from daemonkit.cli import _app, _appfile, _say
-from daemonkit.cli._app import App
 from daemonkit.cli._options import OPTIONS
 from daemonkit.cli._plan import in_order
 
@@ -26,18 +25,22 @@ _MARGIN: Final = 5.0  # seconds that the supervisor itself may take, beyond its 
 
 
 def unit(options: argparse.Namespace) -> int:
-    if (options.file is None) == (options.name is None):
+    if bool(options.file) + bool(options.names) + options.all != 1:
         raise _say.Usage("give either NAME or -f FILE; see: daemonkit unit --help")
     if options.file:
-        print(unit_of_file(_appfile.read(_appfile.find(options.file))), end="")
+        print(unit_of_file(_appfile.read(_appfile.find(options.file)), of_user=options.user), end="")
+        return 0
+    apps = _app.apps() if options.all else _app.select(options.names)
+    units = {app.name: unit_of(app.name, app.settings(), of_user=options.user) for app in apps}
+    if len(units) == 1:
+        print(*units.values(), end="")
     else:
-        app = App(options.name)
-        print(unit_of(app.name, app.settings()), end="")
+        print("\n".join(f"# {name}.service\n{text}" for name, text in units.items()), end="")
     return 0
 
 
-def unit_of(name: str, settings: Settings) -> str:
-    """Return a systemd unit that runs the same app: systemd.service(5)."""
+def unit_of(name: str, settings: Settings, *, of_user: bool = False) -> str:
+    """Return a systemd unit that runs the same app, for the system's manager or the user's: systemd.service(5)."""
     arguments = [sys.executable, "-m", "daemonkit", "run", name]
     for option in OPTIONS:
         if option.name not in settings or option.name in {"cwd", "env"}:
@@ -58,10 +61,11 @@ def unit_of(name: str, settings: Settings) -> str:
         {"PATH": kept.get("PATH", os.defpath)} | settings.get("env", {}),
         settings.get("start_timeout", 0.0),
         settings.get("stop_timeout", 10.0),
+        of_user=of_user,
     )
 
 
-def unit_of_file(file: AppFile) -> str:
+def unit_of_file(file: AppFile, *, of_user: bool = False) -> str:
     """Return a systemd unit that runs all apps of a file."""
     return _text(
         f"the apps of {file.path}, kept running by daemonkit",
@@ -70,6 +74,7 @@ def unit_of_file(file: AppFile) -> str:
         os.path.dirname(file.path),
         {"PATH": os.environ.get("PATH", os.defpath)},
         *(_longest(file, option, default) for option, default in (("start_timeout", 30.0), ("stop_timeout", 10.0))),
+        of_user=of_user,
     )
 
 
@@ -91,20 +96,23 @@ def _text(  # noqa: PLR0913, PLR0917 - what a unit is made of
     variables: Mapping[str, str],
     start_timeout: float,
     stop_timeout: float,
+    *,
+    of_user: bool,
 ) -> str:
     # Under systemd's own PATH the program may not be found; elsewhere than at home it would not be this app.
     variables = {"PATH": variables["PATH"], "DAEMONKIT_HOME": _app.home()} | {**variables}
     environment = "".join(f"Environment={_quoted(f'{key}={value}')}\n" for key, value in variables.items())
-    user = f"User={os.geteuid()}\n" if os.geteuid() else ""  # otherwise root would run it
+    user = f"User={os.geteuid()}\n" if os.geteuid() and not of_user else ""  # otherwise root would run it
+    after, target = ("", "default.target") if of_user else ("After=network.target\n", "multi-user.target")
     command = " ".join(_quoted(word.replace("$", "$$")) for word in arguments)  # systemd expands $
     start_timeout, stop_timeout = max(_START, start_timeout + _MARGIN), stop_timeout + _MARGIN
     return (
-        f"[Unit]\nDescription={description.replace('%', '%%')}\nAfter=network.target\n\n"
+        f"[Unit]\nDescription={description.replace('%', '%%')}\n{after}\n"
         f"[Service]\n# {remark}\n"
         f"Type=notify\nExecStart={command}\nExecReload=kill -HUP $MAINPID\n"
         f"WorkingDirectory={cwd.replace('%', '%%')}\n{user}{environment}"
         f"KillMode=mixed\nTimeoutStartSec={_seconds(start_timeout)}\nTimeoutStopSec={_seconds(stop_timeout)}\nRestart=on-failure\n\n"
-        "[Install]\nWantedBy=multi-user.target\n"
+        f"[Install]\nWantedBy={target}\n"
     )
 
 
