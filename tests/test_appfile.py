@@ -257,7 +257,7 @@ def test_the_file_of_this_directory_is_found_by_the_name_it_was_reached_by(
 
 def test_the_schema_that_editors_read_is_that_of_the_options() -> None:
     assert json.loads(SCHEMA.read_text()) == _schema.schema(), "python -m daemonkit.cli._schema prints the new one"
-    jsonschema.Draft202012Validator.check_schema(_schema.schema())
+    jsonschema.Draft7Validator.check_schema(_schema.schema())
 
 
 def test_each_way_to_read_an_option_has_a_kind_of_value_in_a_file() -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def schema() -> dict[str, Any]:
-    """Return the schema (draft 2020-12)."""
+    """Return the schema (draft 7, which taplo knows)."""
     options: dict[str, Any] = {
         name: {"description": option.what, **_kinds.kind_of(option).schema} for name, option in _kinds.BY_NAME.items()
     }
@@ -25,7 +25,7 @@ def schema() -> dict[str, Any]:
         "after": {"description": "started once these apps are up, stopped before them", **_kinds.NAMES.schema},
     }
     return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "daemonkit.toml",
         "description": "Apps that daemonkit runs",
         "type": "object",
