@@ -211,7 +211,7 @@ def work(daemon):
             sys.exit(status)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), bool(daemonkit.status(daemon.pidfile)))
     if FAIL:
-        raise ValueError("the parent's own")
+        os.kill(os.getpid(), signal.SIGKILL)
     daemon.ready()
     wait()
 service = daemonkit.Service(work, pidfile="app.pid", stdout="app.log", stderr="err", wait_ready=True, name="app")
@@ -222,7 +222,10 @@ print(service.start(), service.stop())
 """,
     )
     pid, stopped = done.stdout.split()
-    assert (stopped, done.stderr) == ("True", "app: the parent's own\n") and ended(int(pid)) == 0
+    assert (stopped, done.stderr) == (
+        "True",
+        "app: the daemon was killed by SIGKILL before it had started\n",
+    ) and ended(int(pid)) == 0
     assert _log(tmp_path).splitlines() == ["0 True", "5 True"] * 2
 
 

@@ -130,8 +130,6 @@ def _run_coroutine(coroutine: Coroutine[Any, Any, object], context: DetachedCont
     except asyncio.CancelledError:
         if not asked_to_end:
             raise
-    if asked_to_end:
-        raise SystemExit(0)
 
 
 def _in_loop(function: Callable[..., Coroutine[Any, Any, object]]) -> Callable[[int, FrameType | None], None]:
