@@ -43,14 +43,15 @@ def _daemonkit() -> Callable[[], None]:
     from daemonkit import detached
     from daemonkit._detach import handshake
 
-    wait = handshake._read_verdict  # noqa: SLF001 - when it returns the caller knows
+    middle = handshake._Middle  # noqa: SLF001 - when its wait returns the caller knows
+    wait = middle.wait
 
     def wait_and_tell(*arguments: Any) -> bool:
         in_time = wait(*arguments)
         _done()
         return in_time
 
-    handshake._read_verdict = wait_and_tell  # noqa: SLF001
+    middle.wait = wait_and_tell
 
     def start() -> None:
         with detached(detach_process=True, pidfile=PIDFILE):
