@@ -9,7 +9,7 @@ import sys
 import threading
 import warnings
 
-from daemonkit._system.handle import launched
+from daemonkit._system.pidfd import launched
 from daemonkit._system.process import start_of
 from daemonkit._system.run_mark import children_of
 from daemonkit._system.unpatched import in_main_thread, other_threads

@@ -9,7 +9,7 @@ import signal
 import sys
 
 from daemonkit._system.check import check_seconds
-from daemonkit._system.pidfd import drop, exit_status, has_ended, is_child, reap, status_after_reaping
+from daemonkit._system.pidfd import drop, exit_status, has_ended, is_child, launched, reap, status_after_reaping
 from daemonkit._system.process import start_of
 from daemonkit._system.unpatched import RLock, close
 from daemonkit._system.wait import deadline_after, wait_among_greenlets
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from typing import IO, Final
 
 _SIGNAL_GROUP: Final = 1 << 2  # PIDFD_SIGNAL_PROCESS_GROUP of linux/pidfd.h, Linux 6.9
-
-launched: Final[set[int]] = set()
-"""Pids of the children of this process that were launched to be detached; a number stays after their end."""
 
 
 def signal_process(pid: int, pidfd: int, sig: int) -> None:
@@ -92,7 +89,7 @@ class DetachedProcess:
         if self._ended or self._parent != os.getpid():
             close(self._pidfd)
         else:
-            drop(self._pidfd)
+            drop(self._pidfd, self.pid)
 
     def fileno(self) -> int:
         """Return the pidfd: readable once the process has ended, for `select`, `selectors` and `asyncio`.
@@ -127,6 +124,7 @@ class DetachedProcess:
             with contextlib.suppress(ChildProcessError):  # not a child, or reaped elsewhere, or SIGCHLD is ignored
                 self.returncode = exit_status(self._pidfd, reap=self._parent == os.getpid())
             self._ended = True
+            launched.discard(self.pid)
         if self.returncode is None:
             self.returncode = status_after_reaping(self._pidfd)
 

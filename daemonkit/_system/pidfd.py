@@ -90,22 +90,27 @@ def status_after_reaping(pidfd: int) -> int | None:
     return os.waitstatus_to_exitcode(status) if known & _INFO_EXIT else None
 
 
+launched: Final[set[int]] = set()
+"""Pids of the children of this process that were launched to be detached, until it is known that they have ended."""
+
+
 class _Dropped:
     """Children whose handles were dropped: each is reaped at the next call of daemonkit after its end."""
 
     def __init__(self) -> None:
-        self._pidfds: set[int] = set()
+        self._pids: dict[int, int] = {}
+        """By pidfd."""
         self._poll = poll()
         self._parent = os.getpid()
 
-    def add(self, pidfd: int) -> None:
+    def add(self, pidfd: int, pid: int) -> None:
         if self._parent != os.getpid():
             self.__init__()  # type: ignore[misc]  # after a fork: the children in it are another process's
-        self._pidfds.add(pidfd)
+        self._pids[pidfd] = pid
         self._poll.register(pidfd, select.POLLIN)
 
     def reap(self) -> None:
-        if not self._pidfds or self._parent != os.getpid():
+        if not self._pids or self._parent != os.getpid():
             return
         try:
             ended = self._poll.poll(0)
@@ -113,7 +118,7 @@ class _Dropped:
             return
         for pidfd, _ in ended:
             try:
-                self._pidfds.remove(pidfd)
+                launched.discard(self._pids.pop(pidfd))
             except KeyError:  # another thread was first
                 continue
             self._poll.unregister(pidfd)
@@ -125,9 +130,9 @@ class _Dropped:
 _dropped = _Dropped()
 
 
-def drop(pidfd: int) -> None:
+def drop(pidfd: int, pid: int) -> None:
     """Take over the pidfd of a child whose handle is gone, to reap the child after its end."""
-    _dropped.add(pidfd)
+    _dropped.add(pidfd, pid)
 
 
 def reap() -> None:
