@@ -17,7 +17,7 @@ from shell import COMMAND
 
 from daemonkit._supervise import logs as logs_module
 from daemonkit._supervise import pump as pump_module
-from daemonkit.cli import _keep
+from daemonkit.cli import _supervisor
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -171,7 +171,7 @@ def test_a_full_disk_that_cuts_a_line_short_lets_nobody_wait_and_splits_nobodys(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = str(tmp_path / "log")
-    log, handler = logs_module.Log(path, 10_000, 5, None, None), _keep.LogHandler(path)
+    log, handler = logs_module.Log(path, 10_000, 5, None, None), _supervisor.LogHandler(path)
     pump = pump_module.Pump(log, whole_lines=True)
     real, calls = os.write, iter(range(1000))
 

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LIBRARIES = {
-    "glibc 2.31 or musl": "import daemonkit._spawn.libc as libc\nlibc.CAN_CLOSE_ALL = False\n",
-    "no ctypes": "import daemonkit._spawn.libc as libc\nlibc.CAN_ENTER = libc.CAN_CLOSE_ALL = False\n",
+    "glibc 2.31 or musl": "import daemonkit._spawn.posix_spawn as libc\nlibc.CAN_CLOSE_ALL = False\n",
+    "no ctypes": "import daemonkit._spawn.posix_spawn as libc\nlibc.CAN_ENTER = libc.CAN_CLOSE_ALL = False\n",
 }
 SIGNALS = {"": "", "odd signals": BLOCK.format("[signal.SIGTERM]") + IGNORE.format("[signal.SIGHUP]")}
 OPTIONS = ["", "cwd='/'", "umask=0o027", "cwd='/', umask=0o027, pidfile='pid'", "pass_fds=[handed]", "pass_fds=[high]"]
@@ -59,7 +59,7 @@ def test_a_python_without_ctypes(tmp_path: Path) -> None:
         """
         sys.modules["_ctypes"] = None  # so that it can't be imported
         assert daemonkit.spawn_detached(["sh", "-c", "exit 3"], cwd="/").wait() == 3
-        assert not sys.modules["daemonkit._spawn.libc"].CAN_ENTER
+        assert not sys.modules["daemonkit._spawn.posix_spawn"].CAN_ENTER
     """,
     )
     assert (done.returncode, done.stderr) == (0, ""), done

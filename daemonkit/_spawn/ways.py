@@ -6,8 +6,8 @@ been exec'ed. posix_spawn(3) is the quickest; it resets signals in the child alo
 signals, as one under nohup(1), and wants another umask or user, there are two more:
 
 - A small Python program (become.py) resets the signals and becomes the program.
-- Where this program is frozen or embedded, so that `sys.executable` is no Python that would run it, /bin/sh sets the
-  umask. For another user an error says how to reset the signals first.
+- A frozen or embedded program has no `sys.executable` that would run become.py. There /bin/sh sets the umask, and where
+  another user is wanted an error says how to reset the signals first.
 
 The shell would do for every umask. But it drops variables whose names it can't spell and sets some of its own, it
 can't give a program another name than its path, it runs a file without a first line as a script, and its caller does
@@ -25,7 +25,7 @@ import sys
 from collections import namedtuple
 from functools import partial
 
-from daemonkit._spawn import libc
+from daemonkit._spawn import posix_spawn
 from daemonkit._spawn.blame import blamed, check_executable
 from daemonkit._spawn.ends import input_file
 from daemonkit._spawn.popen import popen
@@ -45,13 +45,13 @@ if TYPE_CHECKING:
 
 _RESET: Final = ALL_SIGNALS - {signal.SIGKILL, signal.SIGSTOP}
 # Python ignores SIGPIPE and SIGXFSZ, and Popen sets them back. The C library keeps 32 and 33 for itself, and its
-# posix_spawn(3) leaves them ignored in every program that it starts: in everything that make(1) runs, for one.
+# posix_spawn(3) leaves both ignored in the programs that it starts, such as those that make(1) runs.
 HARMLESS_IGNORED: Final = 1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1 | 1 << 32 - 1 | 1 << 33 - 1
-_FEW: Final = 64  # descriptors; to close as many takes less than to list them
+_FEW: Final = 64  # descriptors; it takes less time to close so many numbers than to list what is open
 
 
 class Plan(namedtuple("Plan", ("path", "argv", "env", "keep", "cwd", "umask", "owner", "streams"), defaults=((),))):
-    """What is to be started, settled before it is; None leaves what the caller has."""
+    """What is to be started, and how; None means as the caller has it."""
 
     __slots__ = ()
     path: bytes
@@ -82,7 +82,7 @@ def start_program(plan: Plan, started: list[int], program: str | bytes) -> None:
 
 
 def _can_enter(plan: Plan) -> bool:
-    return plan.cwd is None or libc.CAN_ENTER
+    return plan.cwd is None or posix_spawn.CAN_ENTER
 
 
 def _start_for_odd_signals(plan: Plan, started: list[int]) -> None:
@@ -102,9 +102,9 @@ def _spawn(plan: Plan, started: list[int]) -> bool:
     """Start it by posix_spawn(3); return False if that refuses a descriptor's number."""
     actions = _actions(plan)
     try:
-        if libc.CAN_ENTER:
+        if posix_spawn.CAN_ENTER:
             cwd = None if plan.cwd is None else os.fsencode(plan.cwd)
-            libc.spawn(plan.path, plan.argv, plan.env, actions, cwd, started)
+            posix_spawn.spawn(plan.path, plan.argv, plan.env, actions, cwd, started)
             return True
         kinds = {"dup2": os.POSIX_SPAWN_DUP2, "close": os.POSIX_SPAWN_CLOSE}
         files = [(kinds[kind], fd, to)[: 3 if kind == "dup2" else 2] for kind, fd, to in actions]
@@ -123,12 +123,12 @@ def _actions(plan: Plan) -> list[tuple[str, int, int]]:
     actions = [("dup2", fd, number) for number, fd in enumerate(plan.streams)]
     actions += [("dup2", fd, fd) for fd in plan.keep]  # which makes it inheritable, in the child alone
     last = max(plan.keep, default=2)
-    if libc.CAN_CLOSE_ALL and last < _FEW:
+    if posix_spawn.CAN_CLOSE_ALL and last < _FEW:
         unwanted: Iterable[int] = range(3, last)  # to close a number that is not open does no harm
     else:
         unwanted = inheritable_descriptors()
     actions += [("close", fd, fd) for fd in unwanted if fd not in plan.keep]
-    if libc.CAN_CLOSE_ALL:
+    if posix_spawn.CAN_CLOSE_ALL:
         actions.append(("closefrom", last + 1, 0))
     return actions
 
@@ -180,8 +180,8 @@ def is_python() -> bool:
     """Tell whether `sys.executable` is a Python that runs what it is told.
 
     In a frozen program it is the program itself, which would start itself without end. Where Python is embedded it is
-    uWSGI, a web server, or whatever Python is on PATH. So this program must be called python, as it was executed and
-    as `sys.executable`.
+    the program around it (uWSGI, a web server), or some other Python on PATH. So both this process's executable and
+    `sys.executable` must be files whose names begin with python.
     """
     if not sys.executable or _BECOME is None or getattr(sys, "frozen", False):
         return False
@@ -228,7 +228,7 @@ def _shell_will_do(plan: Plan) -> bool:
 
 
 def _by_shell(plan: Plan) -> Plan:
-    """Return the plan of a shell that sets the umask and becomes the program; the program is called by its path then.
+    """Return the plan of a shell that sets the umask and becomes the program, whose argv[0] is its path then.
 
     A shell drops the variables whose names it can't spell, and sets some of its own: env(1) mends both.
     """
@@ -244,9 +244,9 @@ def _by_shell(plan: Plan) -> Plan:
 
 
 def _await_exec(pid: int, argv: Sequence[bytes]) -> None:
-    """Return once that process is neither the shell any more nor the env(1) that it becomes, or has ended."""
+    """Return once that process, first the shell and then perhaps env(1), has become the program, or has ended."""
     helpers = [argv, argv[_PROGRAM:]] if argv[_PROGRAM] == _ENV else [argv]
-    lines = [b"", *(b"\0".join((*helper, b"")) for helper in helpers)]  # it is empty in the midst of an exec
+    lines = [b"", *(b"\0".join((*helper, b"")) for helper in helpers)]  # b"" is read in the midst of an exec
     with contextlib.suppress(OSError):  # it is gone, or there is no /proc
         while _command_line(pid) in lines and os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
             wait_for_end(pid, 0.001)

@@ -1,7 +1,7 @@
 """What an instance leaves behind: processes that lose their parents come to the worker, which is a child subreaper.
 
-All that is alive and has no other parent is a direct child of the worker; killing those brings up the next ones, until
-nothing is left.
+A process whose parent has died becomes a direct child of the worker. When the worker kills it, its own children come up
+in the same way, until nothing is left.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class Strays:
         self._free: set[int] = set()
         """Direct children that were set free on purpose: they are reaped here, and that is all."""
         self.is_current = False
-        """Whether they were looked up in this round of the loop: an orphan comes without a signal."""
+        """Whether `look_up` was called in this round of the loop: no signal tells of a new orphan."""
 
     def __bool__(self) -> bool:
         """Tell whether there are any."""
         return bool(self.run_of_stray)
 
     def look_up(self, *, all_done: bool) -> None:
-        """Find them all; kill those whose run is over, and with `all_done` those too that nothing tells of."""
+        """Find all strays and kill those whose run is over; with `all_done`, also those whose run is unknown."""
         self.is_current = True
         pids = set(children_of("self")) - self._mains.keys() - self._checks.keys()
         new = pids - self.run_of_stray.keys() - self._free
@@ -62,7 +62,8 @@ class Strays:
         with contextlib.suppress(ProcessLookupError):
             session = os.getsid(pid)
             number = next((run.number for run in self._runs.values() if run.pid == session), None)
-        # Without a mark it has cleared that, or could not be given one. With another supervisor's, that one ends it.
+        # A process without a mark has cleared it, or could not be given one. If it has another supervisor's mark, that
+        # supervisor ends it.
         if number is None and len(self._runs) == 1 and not marks.is_of_another(pid, self._first_mark):
             return next(iter(self._runs))
         return number
@@ -107,12 +108,12 @@ class Strays:
 
 
 def signal_group(leader: int, number: int) -> None:
-    """Signal a child's group; not reaped, it keeps the number. One that was forked just now leads none yet."""
+    """Signal the group of a child that is not reaped. One that was forked just now may not lead a group yet."""
     try:
         os.killpg(leader, number)
     except ProcessLookupError:
         signal_child(leader, number)
-    except PermissionError:  # it became somebody else, as sudo does: it ends when it likes
+    except PermissionError:  # it has changed its user, as sudo does, and can't be ended from here
         pass
 
 

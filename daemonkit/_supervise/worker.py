@@ -21,10 +21,10 @@ from dataclasses import dataclass, field
 from daemonkit._supervise import marks
 from daemonkit._supervise.checks import Checks
 from daemonkit._supervise.describe import describe, describe_left, is_wished
-from daemonkit._supervise.listeners import listening_ports, sockets_of
 from daemonkit._supervise.notify_sockets import NotifySockets
 from daemonkit._supervise.outbox import Outbox
 from daemonkit._supervise.policy import Emit, Instance, Kill, Run, Start, Stop
+from daemonkit._supervise.ports import listening_ports, sockets_of
 from daemonkit._supervise.run import become, become_check
 from daemonkit._supervise.strays import Strays
 from daemonkit._system.fork import fork_child
@@ -51,7 +51,7 @@ _COMMANDS: Final = 16
 _ORDERS: Final = frozenset(
     {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2}
 )
-"""What people and service managers send to everything there is."""
+"""Signals that people and service managers send to whole groups of processes, so to the worker too."""
 
 
 @dataclass
@@ -100,7 +100,7 @@ class Worker:
         for number in range(3):
             os.set_inheritable(number, True)
         self._set_up_signals()
-        gc.freeze()  # or each collection would write to what is shared with the caller
+        gc.freeze()  # or each garbage collection would copy memory that is shared with the caller, by writing to it
         self.epoll.register(self.control.fileno(), select.EPOLLIN)
         self.epoll.register(self.guardian, select.EPOLLIN)
         if self.settings.max_memory is not None:
@@ -118,9 +118,8 @@ class Worker:
         self.outbox.say(("done",))
         self.outbox.send_all()
         with contextlib.suppress(OSError):
-            while self.control.recv(
-                _COMMANDS
-            ):  # until the guardian has taken note, and left what was set free to others
+            # The guardian shuts its end down once it is no subreaper any more: what was set free does not come to it.
+            while self.control.recv(_COMMANDS):
                 pass
         os._exit(0)
 
@@ -131,9 +130,9 @@ class Worker:
             end.setblocking(False)
         signal.set_wakeup_fd(self.bell[1].fileno(), warn_on_full_buffer=False)
         set_handler(signal.SIGCHLD, lambda *_: None)
-        # The calling process obeys, and says what to do: also where a whole group or everything is signalled. Blocked
-        # and not handled, so that a stop that finds an instance between fork and exec is not lost; these and no more,
-        # as each instance is told its old mask by names, which takes it as long as all the rest.
+        # The calling process gets these signals too, and its orders are what counts here. They are blocked rather than
+        # handled: one that reaches an instance between fork and exec then waits for the exec. No more of them are:
+        # pthread_sigmask() returns the old mask as names, and for all signals that would double the time of a start.
         signal.pthread_sigmask(signal.SIG_SETMASK, {*_ORDERS, self.settings.stop_signal} - {signal.SIGCHLD})
         self.epoll.register(self.bell[0].fileno(), select.EPOLLIN)
 
@@ -143,8 +142,8 @@ class Worker:
         due = min((instance.next_time() for instance in self.instances), default=math.inf)
         due = min(due, self.memory_at, self.checks.next_time())
         timeout = None if due == math.inf else max(min(due - now, 3600.0) + 0.0005, 0)
-        # What was sent in time is read before anything counts as late. A second look, as after SIGSTOP and SIGCONT the
-        # first has ended without one.
+        # What was sent in time is read before anything counts as late. After SIGSTOP and SIGCONT the first poll ends
+        # with its time without having looked, so there is a second one.
         events = self.epoll.poll(timeout) or self.epoll.poll(0)
         # The calling process's end comes first: nothing is started again after that.
         for fd, _ in sorted(events, key=lambda event: event[0] != self.guardian):
@@ -233,7 +232,7 @@ class Worker:
                 notify = self._open_notify()
                 if notify:
                     undo.enter_context(notify)
-                # Put on this process, the mark is there from the fork on: there is no moment without it.
+                # This process has the mark while it forks, so the child has it from its first moment on.
                 put_mark(self.settings.mark + number)
                 pid = fork_child(lambda: self._become(instance.index, notify))
                 put_mark(self.settings.mark + WORKER)
@@ -258,7 +257,7 @@ class Worker:
         return self.notify.open() if rules.wait_ready or rules.watchdog is not None else None
 
     def _start_failed(self, instance: Instance, number: int, error: OSError) -> None:
-        """Count it as a run that failed: so the next start is backed off from."""
+        """Count it as a run that failed, so that the next start is delayed."""
         run = Run(instance, number, 0, time.monotonic(), killed=True, reason="not started")
         instance.started(run)
         run.exitcode = 1
@@ -299,7 +298,7 @@ class Worker:
             self._do(run.instance.ready(run, now, check.kind))
 
     def _may_listen(self, run: Run, port: int) -> bool:
-        """Tell whether a run may be who listens on a port: it is not if one of the other runs is, and it is not."""
+        """Tell whether this run may be the one that listens on a port: not if only another one is seen to do so."""
         there = {inode for inode, where in listening_ports().items() if where == port}
         if not there or len(self.runs) == 1 or there & sockets_of(self.strays.family_of(run)):
             return True
@@ -332,7 +331,7 @@ class Worker:
                 self.notify.close(run)
                 self._do(run.instance.emptied(run, now))
         if self.strays and all(instance.done for instance in self.instances):
-            self._look_after_strays()  # once more: those that nobody could attribute
+            self._look_after_strays()  # once more: now also those that could not be attributed to a run are killed
 
     def _bury(self, zombie: Any) -> None:  # noqa: ANN401 - waitid's result
         pid = zombie.si_pid
@@ -344,7 +343,7 @@ class Worker:
                 self._look_after_strays()
                 if left := [pid for pid in self.strays.of(run) if start_of(pid) is not None]:
                     self._log(logging.WARNING, describe_left(run, len(left)))
-            # Before it is reaped: until then its number is the group's, and nobody else's.
+            # Done before it is reaped: until then nobody else can get its number, which is also its group's.
             self._do(run.instance.exited(run, code))
             self.checks.drop(run)
             del self.mains[pid]
@@ -374,6 +373,7 @@ class Worker:
                 self.rolling = instance
 
     def _weigh(self) -> None:
+        """Have instances replaced that use more than `max_memory`."""
         self._look_after_strays()
         for instance in self.instances:
             run = instance.current
@@ -395,7 +395,7 @@ class Worker:
             self._log(logging.WARNING, f"ready_check of instance {run.instance.index} printed at last: {words}")
         exitcode = run.exitcode if kind in {"exit", "gave-up", "reload-failed"} else None
         now, when = time.monotonic(), time.time()
-        if kind == "start":  # its birth, which its time to become ready is counted from
+        if kind == "start":  # the time of its birth: the time that it takes to become ready counts from then
             when -= now - run.born
         self.outbox.say(("event", kind, run.instance.index, run.pid, exitcode, when))
         self._log(logging.INFO if is_wished(kind, run) else logging.WARNING, describe(kind, run, now))

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     options by their names.
     """
     State = dict[str, Any]
-    """The content of NAME.state (`_keep.Journal`)."""
+    """The content of NAME.state (`_journal.Journal`)."""
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _PATTERN: Final = re.compile(r"[][A-Za-z0-9._*?!-]*[][*?][][A-Za-z0-9._*?!-]*")

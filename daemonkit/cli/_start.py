@@ -311,7 +311,7 @@ def share_what_supervisors_load() -> None:
     import gc
     from importlib import import_module
 
-    for name in ("_detach", "_supervise", "cli._keep", "cli._title"):
+    for name in ("_detach", "_supervise", "cli._supervisor", "cli._title"):
         import_module(f"daemonkit.{name}")
     gc.collect()
     gc.freeze()  # a collection would write to all of it, and so copy it
@@ -367,10 +367,10 @@ def _supervise(  # noqa: PLR0913 - what a supervisor is made of
     *,
     must_start: bool,
 ) -> int:
-    from daemonkit.cli import _keep
+    from daemonkit.cli import _supervisor
 
     try:
-        return _keep.Keeper(settings, context, app, log, last_lines, must_start=must_start).run()
+        return _supervisor.Supervisor(settings, context, app, log, last_lines, must_start=must_start).run()
     except Exception as error:
         raise SystemExit(_say.in_one_line(error)) from error
 

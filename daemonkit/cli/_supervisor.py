@@ -50,7 +50,7 @@ class _StartOnce(Backoff):
         return super().delay(in_row) if self.is_up[0] else _START_ENDS_WITHIN
 
 
-class Keeper:
+class Supervisor:
     """What the supervisor does: it supervises, and keeps the books."""
 
     def __init__(  # noqa: PLR0913 - what a supervisor is made of
