@@ -1,13 +1,14 @@
 """How a daemon is started: three processes, and what they report to each other.
 
 The caller waits. The middle process leads the new session. The daemon is the middle process's child. The middle
-process stays until the daemon counts as started, for three reasons: as the parent it has the daemon's true exit
-status, it can end the daemon without ever hitting a stranger, and it pins the number of the process group. It runs
-with all signals blocked, so a terminal that hangs up in the meantime does not stop a start.
+process stays until the daemon counts as started, for three reasons. As the parent it gets the daemon's true exit
+status. It can end the daemon without ever signalling a stranger, because a child keeps its pid until it is reaped. And
+while the middle process lives, no other group can get the number of its process group. It runs with all signals
+blocked, so a terminal that hangs up in the meantime does not stop a start.
 
-Two socket pairs carry the reports: the daemon reports to the middle process, and that one to the caller. Each report
-is one packet (SOCK_SEQPACKET), so nobody has to wait for the end of a stream, which a stray fork of another thread
-could hold open. The caller believes the middle process alone.
+Two socket pairs carry the reports: the daemon reports to the middle process, and the middle process reports to the
+caller. Each report is one packet (SOCK_SEQPACKET). A stream would end only with the last copy of its descriptor, and a
+fork by another thread could keep such a copy open. The caller believes the middle process alone.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ if TYPE_CHECKING:
     from typing import Final, NoReturn
 
 _MIDDLE_ENDS_WITHIN: Final = 3.0  # seconds; it takes one at most, unless it was stopped
-_LOOK: Final = 0.5  # seconds until a handler runs whose signal came after Python had looked and before poll(2) began
+# Seconds. Python looks for signals before it calls poll(2). A signal that comes between the two does not end the poll,
+# so its handler runs up to this much later.
+_LOOK: Final = 0.5
 _LONGEST_TEXT: Final = 1 << 15  # bytes of a traceback: a packet has to fit into the socket's buffer
 
 
@@ -51,7 +54,7 @@ class Reporter:
         return {self._middle.fileno()}
 
     def started(self) -> None:
-        """Report that the daemon counts as started; StartError if the caller was told otherwise already."""
+        """Report that the daemon counts as started; StartError if the caller was already told that the start failed."""
         with self._middle:
             try:
                 self._middle.sendall(STARTED, socket.MSG_NOSIGNAL)
@@ -61,7 +64,7 @@ class Reporter:
                 ) from error
 
     def failed(self, reason: str, text: str, status: int) -> NoReturn:
-        """Report why not, and end this process: exit handlers and open files are the caller's again.
+        """Report why it failed, and end this process at once: its exit handlers and open files are left to the caller.
 
         `reason` is one line, `text` the whole traceback.
         """
@@ -84,23 +87,25 @@ def detach(timeout: float | None) -> Reporter:
         caller_end, to_caller = map(ends.enter_context, _socketpair())
         middle_end, to_middle = map(ends.enter_context, _socketpair())
         middle = _Middle(caller_end, ends)
-        on_child = get_handler(signal.SIGCHLD)
+        child_handler = get_handler(signal.SIGCHLD)
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         try:
-            # Until each process has its handlers: a Ctrl-C must find the caller waiting, a hang-up nobody.
+            # A Ctrl-C may only interrupt the caller's wait, and a hang-up must not end a process before it is set up.
             signal.pthread_sigmask(signal.SIG_BLOCK, ALL_SIGNALS)
             with no_fork_warning(), locks_inherited():
                 middle.pid = fork()
                 if middle.pid == 0:
                     ends.pop_all()
                     caller_end.close()
-                    lead(to_caller, middle_end, to_middle, on_child)
+                    lead(to_caller, middle_end, to_middle, child_handler)
                     return Reporter(to_middle)
             for end in (to_caller, middle_end, to_middle):
                 end.close()
             in_time = middle.wait(timeout, mask)
             middle.settle(call_off=not in_time)
-        except BaseException:  # also that of a handler whose signal came to another thread, where it is not blocked
+        except (
+            BaseException
+        ):  # also that of a signal handler: another thread, which does not block it, may take the signal
             if middle.pid:
                 middle.settle(call_off=True)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -121,7 +126,7 @@ class _Middle:
     """The middle process as the caller sees it."""
 
     def __init__(self, end: socket.socket, stack: contextlib.ExitStack) -> None:
-        """Take the socket to it; `stack` closes whatever else watching it takes."""
+        """Take the socket to it, and the stack that closes the pidfd that `wait` opens."""
         self.pid = 0
         self.verdict = Verdict()
         self._end, self._stack = end, stack
@@ -130,8 +135,8 @@ class _Middle:
     def wait(self, timeout: float | None, mask: Iterable[int] | None = None) -> bool:
         """Read its verdict, or see its end; return False if neither comes in time.
 
-        With a mask, signals are let in by it while waiting, and only then: no exception can come between the
-        verdict's arrival and what is done about it.
+        With `mask`, that signal mask applies during the wait, and all signals are blocked again afterwards. So no
+        handler can raise an exception between the arrival of the verdict and what follows from it.
         """
         deadline = deadline_after(timeout)
         if len(self._watched) == 1:
@@ -161,15 +166,15 @@ class _Middle:
                 wait_for_end(self.pid, _MIDDLE_ENDS_WITHIN)
             finally:  # whatever happens: the daemon runs, and to report anything else would be false
                 os._exit(0)
-        self._clear()
+        self._end_group()
 
-    def _clear(self) -> None:
-        """End what is left of the middle process's group, and hold again the locks that were passed on."""
+    def _end_group(self) -> None:
+        """End the middle process and its group, and hold again the locks that were passed on."""
         with contextlib.suppress(ChildProcessError):  # somebody else reaped it: then its number is not ours to use
             os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
             os.kill(self.pid, signal.SIGKILL)
             wait_for_end(self.pid, _MIDDLE_ENDS_WITHIN)
-            # Dead but not reaped, it keeps its number, which is also the group's, from being given out again.
+            # It is dead but not reaped: so no other process, and no other group, can have got its number.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
             os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 STARTED: Final = b"S"
 FAILED: Final = b"F"
-"""Followed by a marshalled tuple: the daemon's reason and traceback; before them, to the caller, its exit status."""
+"""A marshalled tuple follows: from the daemon (reason, traceback), to the caller (exit status, reason, traceback)."""
 ABORT: Final = b"A"
 BUFFER: Final = 1 << 17
 _GRACE: Final = 1.0  # seconds from SIGTERM to SIGKILL for a start that is called off
@@ -30,7 +30,7 @@ class Verdict:
     """How a start ended, as the middle process reports it."""
 
     def __init__(self) -> None:
-        """Begin without one."""
+        """Nothing has been reported yet."""
         self.arrived = self.started = False
         self.exitcode: int | None = None
         self.reason = self.traceback = ""
@@ -49,14 +49,15 @@ def send(end: socket.socket, packet: bytes) -> None:
         end.sendall(packet, socket.MSG_NOSIGNAL)
 
 
-def lead(caller: socket.socket, from_daemon: socket.socket, to_middle: socket.socket, on_child: object) -> None:
+def lead(caller: socket.socket, from_daemon: socket.socket, to_middle: socket.socket, child_handler: object) -> None:
     """Lead a new session and fork the daemon in it; return in the daemon alone, with `to_middle` open.
 
-    If SIGCHLD were ignored, the kernel would reap the daemon, and its exit status would be lost.
+    `child_handler` is the caller's handler of SIGCHLD. The middle process must not ignore that signal: the kernel would
+    reap the daemon, and its exit status would be lost.
     """
     try:
         os.setsid()
-        if on_child in (signal.SIG_IGN, None):  # None: not set from Python, so it can't be set again from here
+        if child_handler in (signal.SIG_IGN, None):  # None: C code has set one, which Python can't set again later
             set_handler(signal.SIGCHLD, signal.SIG_DFL)
         daemon = fork()
     except BaseException as error:  # noqa: BLE001 - whatever it is, the caller is to learn it, and this process ends here
@@ -65,7 +66,7 @@ def lead(caller: socket.socket, from_daemon: socket.socket, to_middle: socket.so
     if daemon == 0:
         caller.close()
         from_daemon.close()
-        if on_child == signal.SIG_IGN:
+        if child_handler == signal.SIG_IGN:
             set_handler(signal.SIGCHLD, signal.SIG_IGN)
         return
     to_middle.close()

@@ -11,7 +11,7 @@ device and inode, as FreeBSD's pidfile_verify does.
 
 **Handing over.** A forked daemon has the same open file as its parent, and so the same lock. It makes the lock and the
 text name itself; the parent only closes its descriptors. A program that was launched cannot do this itself, so the
-launcher does it, and states before that the lock is lent (`State`).
+launcher does it for the program. Before the launch it marks the lock as lent (`State.LENT`).
 
 What has to be undone is registered before it is done: a signal handler may raise between any two steps.
 
@@ -85,7 +85,7 @@ class Hold:  # not a dataclass: importing dataclasses takes as long as all the r
         self.path = path
         self.folder, self.name = os.path.split(path)
         self.fds: list[int] = []
-        """The directory's (O_PATH, it finds the file also after a chroot), then the file's."""
+        """First the directory's (O_PATH: through it the file can be found even after a chroot), then the file's."""
         self.inode = (0, 0)
         self.owner = Identity(0, 0)
         self._state = State.TAKEN
@@ -126,7 +126,7 @@ class Hold:  # not a dataclass: importing dataclasses takes as long as all the r
     def claim(self) -> None:
         """Make the lock and the file name this process, which shares the open file with the process that took it."""
         me = identity()
-        # The mutex needs a descriptor of its own: one that descendants share could keep it locked after this process.
+        # Not through the hold's own descriptor: a descendant that shares it could keep the mutex after this process.
         with contextlib.ExitStack() as stack:
             own = os.open(self.name, _WRITE, dir_fd=self.directory)
             stack.callback(os.close, own)
@@ -143,10 +143,11 @@ class Hold:  # not a dataclass: importing dataclasses takes as long as all the r
             self._set_state(State.DAEMON)
 
     def name_holder(self, who: Identity, state: int = State.HANDED_OVER) -> None:
-        """Make the lock and the file name `who`; for the holder so far, or under the mutex.
+        """Make the lock and the text name `who`. Only the present holder may call this, or a process with the mutex.
 
-        There is no moment at which either of them names nobody. The range is widened or kept before it is cut, and its
-        end comes last. The text is written in one piece, padded to its old length, and only then shortened.
+        There is no moment at which the lock or the text names nobody. The locked range first takes in the new token.
+        Then what lies before that token is unlocked, and the state, in the range's end, changes last. The text is
+        written in one piece, padded to its old length, and only then shortened.
         """
         text, length = b"%d\n" % who.pid, os.fstat(self.fd).st_size
         os.pwrite(self.fd, text.ljust(length, b"\n"), 0)
@@ -167,7 +168,7 @@ class Hold:  # not a dataclass: importing dataclasses takes as long as all the r
         before, self._state = self._state, state
         try:
             self._lock_range()
-        except BlockingIOError:  # after a failed start the range would grow into what a reader has locked
+        except BlockingIOError:  # after a failed start the range would grow, and a reader may have locked what is there
             self._state = before
         _lock(self.fd, fcntl.F_UNLCK, end_of_lock(self._state), 0)
 
@@ -228,7 +229,7 @@ def _hook_fork() -> None:
 
 
 def _forget() -> None:
-    """Close a forked child's copies of the locks: they must not outlive the holder. Unlocking would free its file."""
+    """Close a forked child's copies of the locks, which must not outlive the holder. To unlock would free its file."""
     if not getattr(_passing, "now", False):
         for hold in tuple(_holds):
             hold.close()
@@ -250,7 +251,7 @@ def _is_daemon() -> bool:
 
 
 def adopt_locks() -> None:
-    """Hold every lock that this process, a detached daemon, was passed. Raises OSError if a file was taken away."""
+    """Make this detached daemon the holder of every lock that the caller passed on; OSError if a file has gone."""
     global _daemon_pid  # noqa: PLW0603 - a fact about this process
     _daemon_pid = os.getpid()
     for hold in tuple(_holds):
@@ -258,7 +259,7 @@ def adopt_locks() -> None:
 
 
 def take_back_locks() -> None:
-    """Hold again, in the process that passed its locks on, what is still there once the other process has ended."""
+    """Hold again the locks that this process passed on to one that has ended, as far as the files are still there."""
     for hold in tuple(_holds):
         try:
             hold.claim()
@@ -275,7 +276,7 @@ def take(hold: Hold, timeout: float | None) -> None:
     The caller has to release it also if this raises, as a signal handler may do at any moment.
     """
     reap()
-    identity()  # where that is unknown, as without /proc, the error says so, and names no pidfile
+    identity()  # for its error where /proc is missing, before an error could seem to be about the pidfile
     deadline = time.monotonic() + (math.inf if timeout is None else timeout)
     while True:
         try:
@@ -300,7 +301,7 @@ def _take_now(hold: Hold) -> None:
 
 
 def _answer(error: OSError, path: str) -> Exception:
-    """Return what to raise. A live holder is the better answer: this user may be able to read its file, and no more."""
+    """Return what to raise. A live holder is named first: the error may only mean that this user can't write there."""
     with contextlib.suppress(OSError):
         if holder := find_holder(path):
             return already_running(path, holder)
@@ -353,10 +354,10 @@ def _link(source: str, name: str, directory: int) -> bool:
 
 
 def _check_lock(hold: Hold) -> None:
-    """Refuse a file system on which whoever opens the file by its name does not meet the lock.
+    """Refuse a file system on which those who open the file by its name do not see the lock.
 
     On many FUSE file systems (bindfs, sshfs, mergerfs) two links to a file are two files, each with locks of its own.
-    A file system that has unnamed files knows its files by more than their paths.
+    A file system with unnamed files (O_TMPFILE) is not checked: it can't tell its files apart by their paths alone.
     """
     fd = os.open(hold.name, _WRITE, dir_fd=hold.directory)
     try:

@@ -108,9 +108,9 @@ def examine(fd: int, path: str) -> Holder | None:
 def _named_by_another_tool(fd: int, info: os.stat_result) -> Holder | None:
     """Return the process that an unlocked file names, if it may have written the file: it started before that.
 
-    A process that started later was given the number of one that has died. Nothing is known from a file that is dated
-    in the future: it is older than a power cut, after which a clock without a battery is behind. A process that finds
-    its own number has executed itself anew (its lock ended with that), or its wrapper wrote the number before.
+    A process that started later was given the number of one that has died. A file that is dated in the future proves
+    nothing: it was written before a power cut, which has put a clock without a battery back. Nor does a file in which
+    a process finds its own number: it has executed itself anew, which ended its lock, or its wrapper wrote the number.
     """
     pid = _parse(os.pread(fd, 64, 0))
     if not pid or pid == os.getpid() or info.st_mtime > time.time() + _CLOCK_SLACK:

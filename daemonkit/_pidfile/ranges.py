@@ -64,7 +64,8 @@ class Lock(namedtuple("Lock", ("owner", "namespace", "state"))):
 def find_lock(fd: int) -> Lock | None:
     """Return the holder's lock on an open file, or None.
 
-    It asks whether a read lock would be granted. So it finds write locks only, and these need the right to write.
+    It asks the kernel what would prevent a read lock. Only a write lock does, and that takes the right to write: so
+    nobody who may only read the file can seem to hold it.
     """
     kind, _, start, length, _ = FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _ASK))
     # Another tool's lock begins lower (nearly all begin at 0), or has no end.

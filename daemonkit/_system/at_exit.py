@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Final
 
-# Not imported by its name: with a circle of imports mypy loses its way.
+# Not by an import, which would make a circle that mypy can't follow.
 AT_EXIT: Final[list[Callable[[], object]]] = sys.modules["daemonkit"]._AT_EXIT  # noqa: SLF001
 """Functions that are called at the interpreter's exit, the last one first.
 

@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 def append_result(results: list[int], call: Callable[[], int]) -> None:
     """Append the result of a C function, a `partial`, in one step of the interpreter.
 
-    A signal handler runs between two steps, and may raise. ``fd = os.open(...)`` are two: the descriptor would be lost,
-    or the pid of a program that was started.
+    A signal handler runs between two steps, and may raise. ``fd = os.open(...)`` takes two: if the handler raises after
+    the first one, the descriptor is lost; so would be the pid of a program that was started.
     """
     results.extend(starmap(call, [()]))
 
 
-# Not imported by its name: with a circle of imports mypy loses its way.
+# Not by an import, which would make a circle that mypy can't follow.
 _OPEN_AT_IMPORT: Final[dict[int, tuple[int, int, int]]] = sys.modules["daemonkit"]._OPEN_AT_IMPORT  # noqa: SLF001
 
 
@@ -58,8 +58,8 @@ def open_descriptors() -> dict[int, int]:
     try:
         numbers = map(int, os.listdir("/proc/self/fd"))
     except OSError:
-        # No /proc here, or a process that has changed its user may not look into its own: try every number that
-        # can be one (the default of fs.nr_open), as RLIMIT_NOFILE may have been lowered since.
+        # There is no /proc, or this process has changed its user and may not read its own folder there. So every
+        # number is tried (up to the default of fs.nr_open): a descriptor may be above an RLIMIT_NOFILE lowered since.
         numbers = range(1 << 20)
     found = {}
     for fd in numbers:
@@ -81,17 +81,17 @@ def is_open(fd: int) -> bool:
 
 
 def inheritable_descriptors() -> set[int]:
-    """Return what a program would inherit that is executed now: descriptors above 2 without close-on-exec."""
+    """Return the descriptors that a program executed now would inherit: those above 2 without close-on-exec."""
     return {fd for fd, flags in open_descriptors().items() if not flags & fcntl.FD_CLOEXEC}
 
 
 def handed_descriptors(*, copies: bool) -> set[int]:
     """Return the descriptors above 2 that whoever started this program handed to it, and may be waiting for.
 
-    These are what was open and inheritable when daemonkit was imported, and still is the same file. That a
-    descriptor is inheritable now proves nothing: HDF5, LMDB, inotify_init(2), dup2(2) and many servers leave
-    close-on-exec off. With `copies`, also duplicates of this program's 0, 1 and 2 that are a pipe, a terminal or a
-    socket, so that whoever reads the other end sees its end.
+    They were open and inheritable when daemonkit was imported, and are still the same files. That a descriptor is
+    inheritable now proves nothing: HDF5, LMDB, inotify_init(2), dup2(2) and many servers leave close-on-exec off. With
+    `copies`, also duplicates of this program's 0, 1 and 2 that are a pipe, a terminal or a socket: so whoever reads
+    from the other end sees the end of the output.
     """
     handed = {fd for fd, file in _OPEN_AT_IMPORT.items() if fd > 2 and _is_file(fd, file) and _may_be_awaited(fd)}
     if copies:
@@ -120,8 +120,8 @@ def _may_be_awaited(fd: int) -> bool:
     """Tell whether anybody can notice that this descriptor is closed.
 
     Nobody waits for a regular file or for an epoll, inotify or event descriptor (which have no file type), and a
-    library may have opened it before daemonkit was imported. Whoever holds a lock by flock(1) is waited for; a lock
-    that this very process took is its own, as HDF5 locks what it opens.
+    library may have opened it before daemonkit was imported. A regular file with a lock of flock(1) is different:
+    somebody may wait for that lock. But not if this very process took it, as HDF5 locks what it opens.
     """
     mode = os.fstat(fd).st_mode
     if stat.S_IFMT(mode) == 0:
@@ -152,16 +152,16 @@ def give_up(descriptors: Iterable[int], null: int) -> None:
 
 
 def close_all(descriptors: Iterable[int]) -> None:
-    """Close them; one that a signal handler closed meanwhile is none of our business."""
+    """Close them; a signal handler may have closed some of them already."""
     for fd in descriptors:
         with contextlib.suppress(OSError):
             close(fd)
 
 
 def _end_of(fd: int) -> tuple[int, int, int] | None:
-    """Return what tells an end of a pipe, a socket or a terminal from any other; None for other files.
+    """Return a key that is the same for all duplicates of an end of a pipe, a socket or a terminal; else None.
 
-    Both ends of a pipe have one inode, so the way it is open is part of it.
+    Both ends of a pipe have one inode, so the key includes whether it is open for reading or for writing.
     """
     try:
         info = os.fstat(fd)
