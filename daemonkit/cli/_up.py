@@ -47,6 +47,7 @@ def up(options: argparse.Namespace) -> int:
         _appfile.remember(file)
     if any(step.do in _WOULD for step in steps.values()):
         with turn(file.path):
+            file = _appfile.recall(file.path)  # it may have been changed while somebody else was at it
             return _make_it_so(file, planned(), environment)
     kept = [_kept(name, step, file) for name, step in steps.items()]
     print("\n".join(line for line, _ in kept))
@@ -289,19 +290,17 @@ def _stop_one(app: App) -> str:
 @contextlib.contextmanager
 def turn(path: str) -> Iterator[None]:
     """Wait until nobody else changes the apps of this file, and keep others from it meanwhile."""
-    import zlib
-
     from daemonkit import AlreadyRunningError, PidFile
+    from daemonkit.cli._remembered import path_for
 
     _app.make_home()
-
-    number = zlib.crc32(os.fsencode(path))  # two files with one number wait for each other, for nothing
-    lock = PidFile(os.path.join(_app.home(), f".{number:08x}.turn"))
+    lock = PidFile(path_for(path, "turn"))  # two files with one number wait for each other, for nothing
     try:
         lock.acquire()
     except AlreadyRunningError as error:
         _say.say(f"{path} is being brought up or down by process {error.pid}; waiting for it")
         lock.acquire(timeout=None)
-    with contextlib.ExitStack() as stack:
-        stack.callback(lock.release)
+    try:
         yield
+    finally:
+        lock.release()
