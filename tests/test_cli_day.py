@@ -11,7 +11,7 @@ import threading
 from typing import TYPE_CHECKING, Self
 
 import pytest
-from harness import alive, children, eventually
+from harness import PATIENCE, alive, children, eventually
 from shell import one_line
 
 import daemonkit
@@ -63,6 +63,7 @@ class Visitors:
             self.asked += 1
             try:
                 with socket.socket(socket.AF_UNIX) as client:
+                    client.settimeout(PATIENCE)
                     client.connect(str(self._path))
                     answer = client.makefile("rb").read()
             except OSError:
@@ -75,7 +76,7 @@ class Visitors:
 def test_a_working_day(shell: Shell) -> None:
     (shell.folder / "site.py").write_text(SITE)
     (shell.folder / "release").write_text("1")
-    shell.start("web", "-i", 2, "--listen", "unix:site.sock", command=(sys.executable, "site.py"))
+    shell.start("web", "-i", 2, "--min-uptime", 1, "--listen", "unix:site.sock", command=(sys.executable, "site.py"))
     shell.start("mail", "--restart", "always", command=("sh", "-c", "echo mail is here; exec sleep 1000"))
     supervisor = shell.report("web")["pid"]
 

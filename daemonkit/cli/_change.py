@@ -171,16 +171,19 @@ def reload_app(app: App, settings: Settings | None = None) -> None:
     with _say.progress(f"reloading {app.name}"):
         while state and (now := app.running_state()):
             if now["reload"]["number"] > number and now["reload"]["outcome"] != UNDER_WAY:
-                if now["reload"]["outcome"] == DONE:
-                    return
-                text = "was not reloaded: a new run did not come up, so the old ones stay"
-                raise _say.Failure(f"{app.name} {text}; see {app.logs()[0]}")
+                _check_outcome(app, now["reload"])
+                return
             process.wait_for_end(_LOOK)
     if not process.running:
         raise _say.Failure(f"{app.name} ended during the reload; see {app.logs()[0]}")
     raise _say.Failure(
         f"{app.name} reloads, but its state can't be read, so the outcome is unknown; is {_app.home()} full?"
     )
+
+
+def _check_outcome(app: App, reload: Mapping[str, Any]) -> None:
+    if reload["outcome"] != DONE:
+        raise _say.Failure(f"{app.name} was not reloaded: {reload.get('why')}; see {app.logs()[0]}")
 
 
 def signal_app(app: App, number: int) -> None:

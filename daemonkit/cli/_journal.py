@@ -47,6 +47,8 @@ class Journal:
         self._before: list[dict[str, Any]] | None = None
         """The instances as they were when a reload began; None where only their number changes."""
         self._failed_before: list[int] = []
+        self.is_refused = False
+        """Whether what the last reload brought did not come up, so that the old is still in force."""
         self._wanted = len(self.instances)
         self.follow(settings)
 
@@ -78,7 +80,8 @@ class Journal:
             case "gave-up":
                 one["state"] = "gave-up"
             case "reload-failed":
-                self.decide_reload(FAILED)
+                self.is_refused = True
+                self._decide_reload(FAILED, "a new run did not come up, so the old ones stay")
         if self.is_reloading:
             self._look_at_reload()
 
@@ -95,6 +98,8 @@ class Journal:
         one["done"] = good and event.exitcode in self._wished and not one["runs"]
         if not one["up"]:
             one["state"] = "starting" if one["runs"] else self._state_after(one)
+        if was_up and self.is_reloading and event.instance < self._wanted and not one["done"] and not one["up"]:
+            self._decide_reload(FAILED, "a new run came up, and did not stay up")
         if good:
             return
         one["failed"] += 1
@@ -133,11 +138,12 @@ class Journal:
         self._before = copy.deepcopy(self.instances) if all_anew else None
         self._failed_before = [one["failed"] for one in self.instances]
         self._wanted = wanted
+        self.is_refused = False
         self._look_at_reload()
 
-    def decide_reload(self, outcome: str) -> None:
+    def _decide_reload(self, outcome: str, why: str = "") -> None:
         """Record how the reload has ended."""
-        self.state["reload"]["outcome"] = outcome
+        self.state["reload"] |= {"outcome": outcome, "why": why}
 
     def forget_unwanted(self, wanted: int) -> None:
         """Have so many instances: those beyond are forgotten once they have ended."""
@@ -149,12 +155,12 @@ class Journal:
         """See whether the reload has ended."""
         self.forget_unwanted(self._wanted)
         if any(self._has_failed(index) for index in range(len(self.instances))):
-            self.decide_reload(FAILED)
+            self._decide_reload(FAILED, "a new run did not come up")
         elif len(self.instances) == self._wanted and all(map(self._is_replaced, range(self._wanted))):
-            self.decide_reload(DONE)
+            self._decide_reload(DONE)
 
     def _has_failed(self, index: int) -> bool:
-        """Tell whether an instance has failed to come up that had no run before: none stays in its place."""
+        """Tell whether an instance has failed to come up that had no run before, so that none stays in its place."""
         is_new = index >= len(self._failed_before)
         had_run = not is_new and (self._before is None or bool(self._before[index]["runs"]))
         return not had_run and self.instances[index]["failed"] > (0 if is_new else self._failed_before[index])

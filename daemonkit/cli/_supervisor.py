@@ -14,7 +14,7 @@ from daemonkit._supervise.logs import log_at
 from daemonkit._system.streams import open_log
 from daemonkit.cli import _app, _say
 from daemonkit.cli._hook import Hook
-from daemonkit.cli._journal import DONE, Journal
+from daemonkit.cli._journal import Journal
 from daemonkit.cli._mixed import MARK
 from daemonkit.cli._options import OPTIONS, signal_number
 from daemonkit.cli._settings import LOG_MAX_BYTES, environment_in_effect
@@ -48,6 +48,10 @@ class _StartOnce(Backoff):
     def delay(self, in_row: int) -> float:
         """Return the delay before a restart; until the app is up, one in which the failed start is ended."""
         return super().delay(in_row) if self.is_up[0] else _START_ENDS_WITHIN
+
+    def __reduce__(self) -> tuple[type[Backoff], tuple[float, float, float]]:
+        """Hand it over as an ordinary one: a reload comes after the start."""
+        return Backoff, (self.initial, self.factor, self.maximum)
 
 
 class Supervisor:
@@ -157,7 +161,7 @@ class Supervisor:
         if self._journal.is_reloading or not self._app:
             return
         proposed, self._proposed = self._proposed, None
-        if proposed and self._journal.state["reload"]["outcome"] == DONE:
+        if proposed and not self._journal.is_refused:
             self._settings = proposed
             self._hook = self._make_hook()
             try:
