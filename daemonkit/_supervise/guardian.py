@@ -6,12 +6,13 @@ import contextlib
 import logging
 import math
 import os
+import pickle
 import resource
 import select
 import signal
 import socket
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from daemonkit._supervise import marks
 from daemonkit._supervise.adopted import Adopted
@@ -19,6 +20,7 @@ from daemonkit._supervise.outbox import read_packets
 from daemonkit._supervise.policy import FINAL, Instance
 from daemonkit._supervise.records import Event, InstanceRecord, Summary
 from daemonkit._supervise.rules import Backoff
+from daemonkit._supervise.wishes import RefusedError
 from daemonkit._supervise.worker import Worker
 from daemonkit._system.descriptors import close_all, inheritable_descriptors
 from daemonkit._system.fork import fork_child
@@ -35,11 +37,12 @@ if TYPE_CHECKING:
 
     from daemonkit._supervise.policy import State
     from daemonkit._supervise.pump import Pump
-    from daemonkit._supervise.settings import Settings
+    from daemonkit._supervise.wishes import Trial, Wishes
 
 load_libc()  # here, as root's Python may be unreadable once rights were dropped; and once for all workers
 
 _logger = logging.getLogger("daemonkit")
+_FDS: Final = 200  # in one message; unix(7) allows 253
 _WORKER_BACKOFF: Final = Backoff(initial=0.1, maximum=0.4)  # it is back within a second
 
 
@@ -56,16 +59,18 @@ class _Record:
 class Guardian:
     """What the calling process does meanwhile: signals, events, logs, and a look at the worker."""
 
-    def __init__(self, settings: Settings, on_event: Callable[[Event], object] | None) -> None:
-        self._settings = settings
-        self._pumps = {pump.reader: pump for pump in settings.plumbing.pumps.values()}
+    def __init__(self, wishes: Wishes, on_event: Callable[[Event], object] | None) -> None:
+        self._wishes = wishes
         self._on_event = on_event
-        self._records = [_Record() for _ in range(settings.instances)]
+        self._records = [_Record() for _ in range(wishes.settings.instances)]
         self._workers = 0
         self._order = ""
         """What it was told by signals: "", "stop", then "kill"."""
         self._signals: list[int] = []
         self._control: socket.socket | None = None
+        self._pumps: dict[int, Pump] = {}
+        """By the descriptor that is read."""
+        self._poller = poll()
         self._terminal = has_terminal()
         self.adopted = Adopted()
         self.bell: tuple[socket.socket, socket.socket] | None = None
@@ -138,7 +143,7 @@ class Guardian:
 
     def _become_worker(self, control: socket.socket, theirs: socket.socket, guardian: int, spare: int) -> NoReturn:
         """Turn the forked child into the worker process; does not return."""
-        settings = self._settings
+        settings = self._wishes.settings
         control.close()
         close(spare)
         if self.bell:
@@ -156,9 +161,9 @@ class Guardian:
         theirs.setblocking(False)
         instances = [
             Instance(index, settings.rules, state=record.state if record.state in FINAL else "backoff")
-            for index, record in enumerate(self._records)
+            for index, record in enumerate(self._records[: settings.instances])
         ]
-        for instance, record in zip(instances, self._records, strict=True):
+        for instance, record in zip(instances, self._records, strict=False):
             instance.exitcode = record.exitcode
         Worker(
             settings=settings,
@@ -170,33 +175,41 @@ class Guardian:
 
     def _loop(self, control: socket.socket, worker: int) -> bool:
         """Serve until the worker has ended; return whether it was done."""
-        poller = poll()
-        for fd in (control.fileno(), worker, *self._pumps):
-            poller.register(fd, select.POLLIN)
+        self._poller, self._pumps = poll(), {}
+        for fd in (control.fileno(), worker):
+            self._poller.register(fd, select.POLLIN)
+        self._watch_pumps()
         if self.bell:
-            poller.register(self.bell[0], select.POLLIN)
+            self._poller.register(self.bell[0], select.POLLIN)
         done = False
         self._obey()
         while True:
             retry = min((pump.retry_at for pump in self._pumps.values()), default=math.inf)
             timeout = None if retry == math.inf else max(retry - time.monotonic(), 0) * 1000 + 1
-            ready = {fd for fd, _ in poller.poll(timeout)}
+            ready = {fd for fd, _ in self._poller.poll(timeout)}
             if self.bell and self.bell[0].fileno() in ready:
                 self._hear_bell()
             self._obey()
             # First of all, as it says that a run starts, whose output may go to a log that is to be opened anew.
             if control.fileno() in ready:
                 done = self._read_messages(control) or done
-            for fd, pump in self._pumps.items():
+            for fd, pump in list(self._pumps.items()):
                 if fd in ready or retry < math.inf:
                     pump.pump()
-                    poller.modify(fd, 0 if pump.retry_at < math.inf else select.POLLIN)
+                    self._poller.modify(fd, 0 if pump.retry_at < math.inf else select.POLLIN)
             if done:  # the worker waits for this before it ends: so what was set free does not come to this process
                 self.adopted.finish()
                 with contextlib.suppress(OSError):
                     control.shutdown(socket.SHUT_WR)
             if worker in ready:
                 return self._read_messages(control) or done
+
+    def _watch_pumps(self) -> None:
+        """Read from all pumps, also from those that are new."""
+        for pump in self._wishes.pumps():
+            if pump.reader not in self._pumps:
+                self._pumps[pump.reader] = pump
+                self._poller.register(pump.reader, select.POLLIN)
 
     def _hear_bell(self) -> None:
         if self.bell:
@@ -216,15 +229,45 @@ class Guardian:
                 if callable(before):
                     with self.adopted.callers_turn():
                         before(number, None)  # as that of detached(), which opens the logs anew
-                for sink in self._settings.plumbing.sinks:
-                    sink.reopen()
-                self._send("reload", [1, 2])
+                self._reload()
             elif self._order:
                 self._order = "kill"
                 self._send("kill")
             else:
                 self._order = "stop"
                 self._send("stop")
+
+    def _reload(self) -> None:
+        """Open the logs anew, and restart the instances: with other settings, if `on_reload` says so."""
+        for sink in self._wishes.sinks():
+            sink.reopen()
+        try:
+            with self.adopted.callers_turn():
+                trial = self._wishes.ask()
+        except RefusedError:
+            pid = max(self._records[0].pids, default=0)
+            self._tell(Event(0, "reload-failed", pid, None, time.time()))
+            return
+        self._send("streams", [1, 2])
+        if trial is None:
+            self._send("reload")
+            return
+        for index in range(self._wishes.count()):
+            if index == len(self._records):
+                self._records.append(_Record())
+            if index >= self._wishes.settings.instances:  # the worker counts its starts anew
+                self._records[index].before = self._records[index].starts
+        self._watch_pumps()
+        self._send_trial(trial)
+
+    def _send_trial(self, trial: Trial) -> None:
+        fds = trial.settings.descriptors()
+        for first in range(0, len(fds), _FDS):
+            self._send("descriptors", fds[first : first + _FDS])
+        content = pickle.dumps((trial.serial, trial.only_scale, fds, replace(trial.settings, target=None)))
+        with open(os.memfd_create("settings", os.MFD_CLOEXEC), "w+b", buffering=0) as file:
+            file.write(content)
+            self._send("settings", [file.fileno()])
 
     def _send(self, order: str, fds: Sequence[int] = ()) -> None:
         if self._control:
@@ -243,8 +286,10 @@ class Guardian:
                         record = self._records[index]
                         record.state, record.starts, record.exitcode = state, record.before + starts, exitcode
                     case ("starting", index):
-                        for pump in self._pumps_of(index):
+                        for pump in self._wishes.pumps_of(index):
                             pump.log.reopen()
+                    case ("settled", serial, good):
+                        self._wishes.settled(serial, good=good)
                     case ("log", level, text):
                         _logger.log(level, "%s", text)
                     case ("event", kind, index, pid, exitcode, when):
@@ -257,7 +302,7 @@ class Guardian:
             pids.add(event.pid)
         elif event.kind == "exit":
             pids.discard(event.pid)
-            for pump in self._pumps_of(event.instance):  # its last lines come before the news of its end
+            for pump in self._wishes.pumps_of(event.instance):  # its last lines come before the news of its end
                 pump.log.reopen()  # the next run may have begun to print
                 pump.pump()
         if self._on_event:
@@ -267,15 +312,12 @@ class Guardian:
             except Exception:
                 _logger.exception("on_event raised; the supervising goes on")
 
-    def _pumps_of(self, index: int) -> set[Pump]:
-        pumps = self._settings.plumbing.pumps
-        return {pump for number in (1, 2) if (pump := pumps.get((number, index)))}
-
     def _clear(self) -> None:
         """End what a worker that was killed has left."""
+        self._wishes.drop_trials()
         mains = {pid for record in self._records for pid in record.pids}
-        self.adopted.end_left(self._settings.mark, mains)
-        marks.end_all_of(self._settings.mark)  # what could not come here: nothing else has these marks
+        self.adopted.end_left(self._wishes.settings.mark, mains)
+        marks.end_all_of(self._wishes.settings.mark)  # what could not come here: nothing else has these marks
         for index, record in enumerate(self._records):
             record.before = record.starts
             for pid in sorted(record.pids):
@@ -297,8 +339,9 @@ class Guardian:
         self._obey()
 
     def _summary(self) -> Summary:
-        good = all(record.state in {"exited", "stopped"} for record in self._records)
-        records = (InstanceRecord(i, r.starts, r.exitcode, r.state) for i, r in enumerate(self._records))
+        wanted = self._records[: self._wishes.settings.instances]
+        good = all(record.state in {"exited", "stopped"} for record in wanted)
+        records = (InstanceRecord(i, r.starts, r.exitcode, r.state) for i, r in enumerate(wanted))
         return Summary(exitcode=0 if good else 1, instances=tuple(records))
 
 

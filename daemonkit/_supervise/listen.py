@@ -16,6 +16,7 @@ from daemonkit._system.sockets import Socket, getaddrinfo, is_socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Final
 
 Listen = str | socket.socket
@@ -26,28 +27,45 @@ _LAST_PORT: Final = 65535
 
 
 def bind_sockets(
-    listen: object, stack: contextlib.ExitStack, *, nonblocking: bool
-) -> tuple[list[socket.socket], list[socket.socket]]:
-    """Return the sockets, and those of them that were opened here; the stack closes those, and sets back the others."""
+    listen: object, known: Mapping[object, socket.socket], stack: contextlib.ExitStack, *, nonblocking: bool
+) -> tuple[list[socket.socket], list[socket.socket], dict[object, socket.socket]]:
+    """Return the sockets, those of them that were opened here, and all by what they were given as.
+
+    A `known` one is used again. The stack closes those that are opened, and sets back the others.
+    """
     wanted = [listen] if isinstance(listen, str) or is_socket(listen) else listen
     if not isinstance(wanted, Iterable):
         raise TypeError(f'listen: "host:port", "unix:path" or a socket, not {listen!r}')
     given = [*wanted]
-    found = [_bound(one, stack) for one in given]
-    for sock in found:
-        _set_up(sock, stack, nonblocking=nonblocking)
-    return found, [sock for sock, one in zip(found, given, strict=True) if sock is not one]
+    found = {one: known.get(one) or _bound(one, stack) for one in given}
+    for one, sock in found.items():
+        if sock is one and one not in known:  # the caller's own, which is as before afterwards
+            stack.callback(_set_back, sock, os.get_blocking(sock.fileno()), _has_no_delay(sock))
+        _set_up(sock, nonblocking=nonblocking)
+    sockets = [found[one] for one in given]
+    return sockets, [sock for one, sock in found.items() if sock is not one], found
 
 
-def _set_up(sock: socket.socket, stack: contextlib.ExitStack, *, nonblocking: bool) -> None:
+def _set_up(sock: socket.socket, *, nonblocking: bool) -> None:
     """Set what the instances inherit: an answer of a web server must not wait for the client's acknowledgement."""
-    if sock.family in {socket.AF_INET, socket.AF_INET6} and sock.type == socket.SOCK_STREAM:
-        before = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-        stack.callback(sock.setsockopt, socket.IPPROTO_TCP, socket.TCP_NODELAY, before)
+    if _has_no_delay(sock) is False:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if nonblocking:
-        stack.callback(os.set_blocking, sock.fileno(), os.get_blocking(sock.fileno()))
         os.set_blocking(sock.fileno(), False)
+
+
+def _has_no_delay(sock: socket.socket) -> bool | None:
+    """Tell whether a TCP socket has TCP_NODELAY; None for other sockets."""
+    if sock.family in {socket.AF_INET, socket.AF_INET6} and sock.type == socket.SOCK_STREAM:
+        return bool(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+    return None
+
+
+def _set_back(sock: socket.socket, blocking: bool, no_delay: bool | None) -> None:  # noqa: FBT001 - how it was
+    with contextlib.suppress(OSError):  # the caller closed it
+        os.set_blocking(sock.fileno(), blocking)
+        if no_delay is not None:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, no_delay)
 
 
 def _bound(one: object, stack: contextlib.ExitStack) -> socket.socket:

@@ -53,10 +53,8 @@ class Sink:
     def close(self) -> None:
         """Be done."""
 
-    def rest(self, data: bytes) -> None:
-        """Write what a pipe still held when the calling process was killed; for the worker, which does not rotate."""
-        with contextlib.suppress(OSError):
-            genuine(os.write)(self.fd, data)
+    def configure(self, max_bytes: int | None, backups: int, umask: int | None, owner: Owner | None) -> None:
+        """Keep it so from now on; a descriptor is never rotated."""
 
 
 class Descriptor(Sink):
@@ -99,11 +97,16 @@ class Log(Sink):
 
     def __init__(self, path: str, max_bytes: int | None, backups: int, umask: int | None, owner: Owner | None) -> None:
         """Open it; OSError."""
-        self.path, self._backups, self._umask, self._owner = path, backups, umask, owner
-        self._max = math.inf if max_bytes is None else max_bytes
+        self.path = path
+        self.configure(max_bytes, backups, umask, owner)
         self._open()
         _logs[path] = self
         self._in_line = False
+
+    def configure(self, max_bytes: int | None, backups: int, umask: int | None, owner: Owner | None) -> None:
+        """Keep it so from now on."""
+        self._backups, self._umask, self._owner = backups, umask, owner
+        self._max = math.inf if max_bytes is None else max_bytes
 
     def _open(self) -> None:
         self.fd, _ = open_log(self.path, self._umask, self._owner)
@@ -127,13 +130,6 @@ class Log(Sink):
         """Close it."""
         _logs.pop(self.path, None)
         close(self.fd)
-
-    def rest(self, data: bytes) -> None:
-        """Do the same at the path, as the file may have been rotated since."""
-        with contextlib.suppress(OSError):
-            fd, _ = open_log(self.path, self._umask, self._owner)
-            genuine(os.write)(fd, data)
-            close(fd)
 
     def write(self, data: bytes | bytearray, who: object) -> int:
         """Write some of it, or rotate; return how much was written."""

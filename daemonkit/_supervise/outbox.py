@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         tuple[Literal["event"], Kind, int, int, int | None, float]  # kind, instance, pid, exit status, time
         | tuple[Literal["state"], int, State, int, int | None]  # instance, state, starts, last exit status
         | tuple[Literal["starting"], int]  # instance; said before its run can print anything
+        | tuple[Literal["settled"], int, bool]  # serial number of a trial, whether it came up
         | tuple[Literal["log"], int, str]  # level, text
         | tuple[Literal["done"]]  # nothing is left to run
     )

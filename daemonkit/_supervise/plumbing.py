@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import stat
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from daemonkit._constants import INHERIT, PIPE, STDOUT
 from daemonkit._supervise.logs import Descriptor, Log
 from daemonkit._supervise.pump import Pump
 from daemonkit._system.check import absolute_path
 from daemonkit._system.streams import check_path, check_stream, open_log, open_source
-from daemonkit._system.unpatched import close
+from daemonkit._system.unpatched import close, genuine
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import contextlib
     from collections.abc import Callable, Mapping
     from typing import Final
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from daemonkit._system.streams import StreamOption
     from daemonkit._system.users import Owner
 
+_READ: Final = 1 << 18  # bytes
 _SPARE: Final = 64  # descriptors that the calling process keeps for other things than pipes
 
 
@@ -55,20 +56,75 @@ class LogOptions:
     owner: Owner | None
 
 
-@dataclass
-class Plumbing:
-    """What all instances are given."""
+@dataclass(frozen=True)
+class Pipe:
+    """The descriptors of a pump, as the worker and the instances need them."""
 
-    streams: tuple[Stream, Stream, Stream]
-    pumps: dict[tuple[int, int], Pump] = field(default_factory=dict)
+    reader: int
+    writer: int
+    log: int
+    path: str | None
+    """Of the log; None if that was handed in open."""
+
+
+@dataclass(frozen=True)
+class Plumbing:
+    """What the instances are given."""
+
+    streams: tuple[Stream, Stream, Stream] = (Stream(), Stream(), Stream())
+    pipes: dict[tuple[int, int], Pipe] = field(default_factory=dict)
     """By (descriptor, instance)."""
-    sinks: set[Sink] = field(default_factory=set)
-    """Where the pumps write to."""
 
     def descriptors(self) -> set[int]:
         """Return all that was opened for them, above 2."""
-        found = {fd for pump in self.pumps.values() for fd in (pump.reader, pump.writer, pump.log.fd)}
+        found = {fd for pipe in self.pipes.values() for fd in (pipe.reader, pipe.writer, pipe.log)}
         return {fd for fd in found | {stream.fd for stream in self.streams if stream.fd is not None} if fd > 2}
+
+    def moved(self, to: Mapping[int, int]) -> Plumbing:
+        """Return the same with other numbers for the descriptors above 2."""
+        streams = [
+            stream if stream.fd is None else replace(stream, fd=to.get(stream.fd, stream.fd)) for stream in self.streams
+        ]
+        pipes = {
+            key: Pipe(to[pipe.reader], to[pipe.writer], to.get(pipe.log, pipe.log), pipe.path)
+            for key, pipe in self.pipes.items()
+        }
+        return Plumbing((streams[0], streams[1], streams[2]), pipes)
+
+    def drain(self, umask: int | None, owner: Owner | None) -> None:
+        """Write what the pipes hold; for the worker, once the calling process was killed. Nothing is rotated then."""
+        for pipe in set(self.pipes.values()):
+            with contextlib.suppress(OSError):
+                while data := genuine(os.read)(pipe.reader, _READ):
+                    fd = pipe.log if pipe.path is None else open_log(pipe.path, umask, owner)[0]
+                    genuine(os.write)(fd, data)
+                    if pipe.path is not None:
+                        close(fd)
+
+
+@dataclass(frozen=True)
+class Logs:
+    """The calling process's side: where lines come from, and go to."""
+
+    sinks: dict[object, Sink] = field(default_factory=dict)
+    """By path, or by device and inode."""
+    pumps: dict[tuple[object, int], Pump] = field(default_factory=dict)
+    """By the key of the sink, and instance."""
+    in_use: frozenset[Pump] = frozenset()
+    """Those that runs print to."""
+    by_stream: dict[tuple[int, int], Pump] = field(default_factory=dict)
+    """The same by (descriptor, instance)."""
+    options: LogOptions | None = None
+    shared: frozenset[object] = frozenset()
+    """The keys of sinks that several instances write to."""
+
+    def put_in_force(self) -> None:
+        """Have logs and pumps go by these options from now on."""
+        if self.options:
+            for sink in self.sinks.values():
+                sink.configure(self.options.max_bytes, self.options.backups, self.options.umask, self.options.owner)
+            for (key, index), pump in self.pumps.items():
+                pump.configure(whole_lines=key in self.shared, prefix=_prefix(self.options.format, index))
 
 
 def of_instance(template: str, index: int) -> str:
@@ -108,11 +164,10 @@ def _handed_on(fd: int) -> Stream:
 
 
 def lay(
-    streams: tuple[Stream, Stream, Stream], count: int, options: LogOptions, stack: contextlib.ExitStack
-) -> Plumbing:
-    """Open the logs, and a pipe for each instance and log; the stack closes them. OSError."""
-    plumbing = Plumbing(streams)
-    sinks: dict[object, Sink] = {}
+    streams: tuple[Stream, Stream, Stream], count: int, options: LogOptions, known: Logs, stack: contextlib.ExitStack
+) -> tuple[Plumbing, Logs]:
+    """Open the logs, and a pipe for each instance and log, but those that are known; the stack closes them. OSError."""
+    sinks, pumps = dict(known.sinks), dict(known.pumps)
     keys: dict[tuple[int, int], object] = {}
     for number in (1, 2):
         for index in range(count):
@@ -122,17 +177,23 @@ def lay(
                 if key not in sinks:
                     sinks[key] = sink
                     stack.callback(sink.close)
-    pumps: dict[tuple[object, int], Pump] = {}
+    users = {key: {index for (_, index), other in keys.items() if other == key} for key in keys.values()}
+    shared = frozenset(key for key, indexes in users.items() if len(indexes) > 1)
+    by_stream: dict[tuple[int, int], Pump] = {}
     for (number, index), key in keys.items():
-        if isinstance(sinks[key], Descriptor) and not options.format and not _has_room(len(pumps)):
-            continue  # as it was handed in, it can be handed on
         if (key, index) not in pumps:
-            shared = len({i for (_, i), other in keys.items() if other == key}) > 1
-            pumps[key, index] = Pump(sinks[key], whole_lines=shared, prefix=_prefix(options.format, index))
+            if isinstance(sinks[key], Descriptor) and not options.format and not _has_room(len(pumps)):
+                continue  # as it was handed in, it can be handed on
+            pumps[key, index] = Pump(sinks[key], whole_lines=key in shared, prefix=_prefix(options.format, index))
             stack.callback(pumps[key, index].close)
-        plumbing.pumps[number, index] = pumps[key, index]
-    plumbing.sinks = {pump.log for pump in pumps.values()}
-    return plumbing
+        elif pumps[key, index] not in known.in_use:
+            pumps[key, index].configure(whole_lines=key in shared, prefix=_prefix(options.format, index))
+        by_stream[number, index] = pumps[key, index]
+    pipes = {
+        place: Pipe(pump.reader, pump.writer, pump.log.fd, getattr(pump.log, "path", None))
+        for place, pump in by_stream.items()
+    }
+    return Plumbing(streams, pipes), Logs(sinks, pumps, frozenset(by_stream.values()), by_stream, options, shared)
 
 
 def _sink(stream: Stream, index: int, options: LogOptions, known: Mapping[object, Sink]) -> tuple[object, Sink | None]:

@@ -74,11 +74,9 @@ class Pump:
         for fd in (self.reader, self.writer):
             close(fd)
 
-    def rest(self) -> None:
-        """Write what the pipe holds; for the worker, once the calling process was killed."""
-        with contextlib.suppress(OSError):
-            while data := genuine(os.read)(self.reader, _READ):
-                self.log.rest(data)
+    def configure(self, *, whole_lines: bool, prefix: Callable[[], bytes] | None) -> None:
+        """Do it so from now on."""
+        self._prefix, self._whole_lines = prefix, whole_lines or prefix is not None
 
     def pump(self) -> bool:
         """Write what there is to read, but not for ever; return whether there may be more."""
@@ -108,7 +106,8 @@ class Pump:
     def _take(self, data: bytes) -> None:
         """Take in what was read: whole lines are to be written, and with them the begin of a line that is too long."""
         if not self._whole_lines:
-            self._pending += data
+            self._pending += bytes(self._begun) + data
+            self._begun.clear()
             return
         cut = data.rfind(b"\n") + 1
         if not cut and len(self._begun) + len(data) < _LONGEST_LINE:

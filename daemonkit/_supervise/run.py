@@ -89,8 +89,8 @@ def _become_user(settings: Settings, parent: int) -> None:
 
 def _open_streams(settings: Settings, index: int) -> None:
     for number, stream in enumerate(settings.plumbing.streams):
-        if pump := settings.plumbing.pumps.get((number, index)):
-            _move(_open_pipe(pump.writer), number)
+        if pipe := settings.plumbing.pipes.get((number, index)):
+            _move(_open_pipe(pipe.writer), number)
         elif path := stream.path_of(index):
             _move(open_source(STREAM_NAMES[number], path, settings.umask, settings.owner).fd, number)
         elif stream.fd is not None:

@@ -6,29 +6,43 @@ import contextlib
 import logging
 import os
 import resource
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from daemonkit._supervise import marks
 from daemonkit._supervise.listen import addresses_of, bind_sockets
-from daemonkit._supervise.plumbing import LogOptions, Plumbing, lay, settle_streams
-from daemonkit._supervise.rules import seconds
+from daemonkit._supervise.plumbing import LogOptions, Logs, Plumbing, lay, settle_streams
+from daemonkit._supervise.rules import Rules, seconds
 from daemonkit._system.check import absolute_path, check_boolean, check_number
 from daemonkit._system.program import command_of, directory_of, environment_of, find_program
 from daemonkit._system.signals import ALL_SIGNALS
-from daemonkit._system.streams import fill_closed
+from daemonkit._system.streams import STREAM_NAMES, fill_closed
 from daemonkit._system.users import Owner, owner_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Mapping
-    from typing import Final
+    from typing import Any, Final
 
     from daemonkit._supervise.checks import Address
-    from daemonkit._supervise.rules import Rules
-    from daemonkit._system.streams import Path, StreamOption
+    from daemonkit._system.streams import Path
 
 _logger = logging.getLogger("daemonkit")
 
+_OF_RULES: Final = (
+    "restart",
+    "success_codes",
+    "backoff",
+    "min_uptime",
+    "steady_after",
+    "max_restarts",
+    "stop_timeout",
+    "kill_mode",
+    "wait_ready",
+    "start_timeout",
+    "watchdog",
+    "health_failures",
+)
 _NOT_PASSED: Final = frozenset(
     {
         b"NOTIFY_SOCKET",
@@ -69,10 +83,6 @@ class Settings:
     """The caller's own, where none was given, as far as it has a path."""
     umask: int | None
     owner: Owner | None
-    plumbing: Plumbing
-    listen: tuple[int, ...]
-    bound: frozenset[int]
-    """Those of them that nobody has handed in."""
     checks: CheckSettings | None
     cpus: tuple[int, ...]
     instances: int
@@ -82,64 +92,95 @@ class Settings:
     nofile: tuple[int, int]
     mark: int
     """The first of those that the runs have."""
+    plumbing: Plumbing = field(default_factory=Plumbing)
+    listen: tuple[int, ...] = ()
+    bound: frozenset[int] = frozenset()
+    """Those of them that nobody has handed in."""
+
+    def descriptors(self) -> list[int]:
+        """Return all descriptors above 2 that instances are given, and those that the worker needs for them."""
+        return sorted(self.plumbing.descriptors() | set(self.listen))
+
+    def moved(self, to: Mapping[int, int]) -> Settings:
+        """Return the same with other numbers for the descriptors."""
+        return replace(
+            self,
+            plumbing=self.plumbing.moved(to),
+            listen=tuple(to[fd] for fd in self.listen),
+            bound=frozenset(to[fd] for fd in self.bound),
+        )
 
 
-def settle(  # noqa: PLR0913 - the options
-    target: object,
-    stack: contextlib.ExitStack,
-    *,
-    rules: Rules,
-    instances: object,
-    stop_signal: object,
-    max_memory: int | None,
-    cpu_affinity: object,
-    listen: object,
-    cwd: Path | None,
-    env: object,
-    user: int | str | None,
-    group: int | str | None,
-    umask: int | None,
-    streams: Mapping[str, StreamOption],
-    log_max_bytes: int | None,
-    log_backups: int,
-    log_format: str | None,
-    listen_nonblocking: bool,
-    ready_check: object,
-    ready_tcp: str | None,
-    health_check: object,
-    health_interval: float,
-) -> Settings:
-    """Return the settings; the stack closes what was opened.
+@dataclass(frozen=True)
+class Kept:
+    """What stays open from one set of settings to the next: sockets by their address, logs, pumps."""
 
-    What has no effect comes first, so that a bad argument leaves neither a log nor a socket behind.
+    sockets: dict[object, socket.socket] = field(default_factory=dict)
+    logs: Logs = field(default_factory=Logs)
+
+
+def settle(options: Mapping[str, Any], kept: Kept, stack: contextlib.ExitStack) -> tuple[Settings, Kept]:
+    """Return the settings for the arguments of `supervise`, and what they keep open, until the stack closes it.
+
+    What `kept` has is used again. What has no effect comes first, so that a bad argument leaves neither a log nor a
+    socket behind; and what was opened before an error is closed.
     """
-    count, memory, most = _count(instances), _size("max_memory", max_memory), _size("log_max_bytes", log_max_bytes)
-    number, cpus = _signal_number(stop_signal), _cpus(cpu_affinity)
-    if log_backups is None:
-        raise ValueError("log_backups: a number, not None")
-    check_number("log_backups", log_backups, 1 << 30)
-    umask = None if umask == -1 else umask
-    check_number("umask", umask, 0o777)
-    _check_format(log_format)
-    check_boolean("listen_nonblocking", listen_nonblocking)
-    command, program, argv = _target(target, env, cwd)
-    checks = _checks(ready_check, ready_tcp, health_check, health_interval, env, cwd)
-    if ready_tcp is not None and listen:
-        raise ValueError("ready_tcp: not together with listen, as a socket that is bound here always accepts")
-    environment = _environment(env)
-    owner = None
-    if user is not None or group is not None:
-        owner = owner_of(user, group, names=("user", "group", "extra_groups"))
-        if env is None:
-            environment = owner.environment(environment)
-    marks.end_orphaned()  # which may hold the very sockets that are to be bound
+    settings = check(options)
+    with contextlib.ExitStack() as undo:
+        fill_closed(undo)
+        sockets, bound, known = bind_sockets(
+            options["listen"], kept.sockets, undo, nonblocking=options["listen_nonblocking"]
+        )
+        streams = settle_streams(
+            {name: options[name] for name in STREAM_NAMES}, settings.instances, settings.umask, undo
+        )
+        log_options = LogOptions(
+            options["log_max_bytes"], options["log_backups"], options["log_format"], settings.umask, settings.owner
+        )
+        plumbing, logs = lay(streams, settings.instances, log_options, kept.logs, undo)
+        settings = replace(
+            settings,
+            plumbing=plumbing,
+            listen=tuple(sock.fileno() for sock in sockets),
+            bound=frozenset(sock.fileno() for sock in bound),
+        )
+        stack.push(undo.pop_all())
+    return settings, Kept(known, logs)
+
+
+def end_what_is_left() -> None:
+    """End the orphans of supervisors that were killed, which may hold the very sockets that are to be bound."""
+    marks.end_orphaned()
     if pids := marks.unproven_orphans():
         text = "instances of a supervisor that was killed may have left processes %s; nothing proves it, so they go on"
         _logger.warning(text, ", ".join(map(str, pids)))
-    fill_closed(stack)
-    sockets, bound = bind_sockets(listen, stack, nonblocking=listen_nonblocking)
-    opened = settle_streams(streams, count, umask, stack)
-    plumbing = lay(opened, count, LogOptions(most, log_backups, log_format, umask, owner), stack)
+
+
+def check(options: Mapping[str, Any]) -> Settings:
+    """Return the settings without what has to be opened; TypeError, ValueError, LookupError, OSError."""
+    rules = Rules(
+        **{name: options[name] for name in _OF_RULES},
+        ready_check=options["ready_check"] is not None,
+        ready_tcp=options["ready_tcp"] is not None,
+    )
+    env, cwd, umask = options["env"], options["cwd"], options["umask"]
+    count, memory = _count(options["instances"]), _size("max_memory", options["max_memory"])
+    _size("log_max_bytes", options["log_max_bytes"])
+    number, cpus = _signal_number(options["stop_signal"]), _cpus(options["cpu_affinity"])
+    if options["log_backups"] is None:
+        raise ValueError("log_backups: a number, not None")
+    check_number("log_backups", options["log_backups"], 1 << 30)
+    umask = None if umask == -1 else umask
+    check_number("umask", umask, 0o777)
+    _check_format(options["log_format"])
+    check_boolean("listen_nonblocking", options["listen_nonblocking"])
+    command, program, argv = _target(options["target"], env, cwd)
+    environment = _environment(env)
+    owner = None
+    if options["user"] is not None or options["group"] is not None:
+        owner = owner_of(options["user"], options["group"], names=("user", "group", "extra_groups"))
+        if env is None:
+            environment = owner.environment(environment)
     return Settings(
         target=command,
         program=program,
@@ -149,10 +190,7 @@ def settle(  # noqa: PLR0913 - the options
         inherited_cwd=_current_directory() if cwd is None else None,
         umask=umask,
         owner=owner,
-        plumbing=plumbing,
-        listen=tuple(sock.fileno() for sock in sockets),
-        bound=frozenset(sock.fileno() for sock in bound),
-        checks=checks,
+        checks=_checks(options),
         cpus=cpus,
         instances=count,
         rules=rules,
@@ -218,28 +256,25 @@ def _target(
     return None, program, argv
 
 
-def _checks(  # noqa: PLR0913, PLR0917 - the options
-    ready_check: object,
-    ready_tcp: str | None,
-    health_check: object,
-    health_interval: float,
-    env: object,
-    cwd: Path | None,
-) -> CheckSettings | None:
-    interval = seconds("health_interval", health_interval)
-    if ready_check is None and ready_tcp is None and health_check is None:
+def _checks(options: Mapping[str, Any]) -> CheckSettings | None:
+    interval = seconds("health_interval", options["health_interval"])
+    address = options["ready_tcp"]
+    if options["ready_check"] is None and address is None and options["health_check"] is None:
         return None
-    found: list[tuple[str | bytes, tuple[bytes, ...]]] = []
-    for name, command in (("ready_check", ready_check), ("health_check", health_check)):
+    if address is not None and options["listen"]:
+        raise ValueError("ready_tcp: not together with listen, as a socket that is bound here always accepts")
+    found: dict[str, tuple[str | bytes, tuple[bytes, ...]]] = {}
+    for name in ("ready_check", "health_check"):
+        command = options[name]
         if callable(command):
             raise TypeError(f"{name}: a command, as a list, not {command!r}")
         try:
-            _, program, argv = (None, b"", ()) if command is None else _target(command, env, cwd)
+            _, *rest = (None, b"", ()) if command is None else _target(command, options["env"], options["cwd"])
         except (TypeError, ValueError) as error:
             raise type(error)(f"{name}: {error}") from None
-        found.append((program, argv))
-    addresses = () if ready_tcp is None else addresses_of("ready_tcp", ready_tcp)
-    return CheckSettings(found[0], found[1] if health_check is not None else (b"", ()), interval, addresses)
+        found[name] = rest[0], rest[1]  # type: ignore[assignment]  # a program and its arguments
+    addresses = () if address is None else addresses_of("ready_tcp", address)
+    return CheckSettings(found["ready_check"], found["health_check"], interval, addresses)
 
 
 def _check_format(template: object) -> None:

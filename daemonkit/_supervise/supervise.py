@@ -10,16 +10,16 @@ from __future__ import annotations
 import contextlib
 import signal
 
-from daemonkit._supervise import settings as _settings
 from daemonkit._supervise.guardian import Guardian, recorded_signals
-from daemonkit._supervise.rules import Backoff, Rules
+from daemonkit._supervise.rules import Backoff
+from daemonkit._supervise.wishes import Wishes
 from daemonkit._system.pidfd import reap, require_pidfds
 from daemonkit._system.unpatched import in_main_thread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
-    from typing import Literal
+    from typing import Any, Literal
 
     from daemonkit._supervise.listen import Listen
     from daemonkit._supervise.records import Event, Summary
@@ -63,6 +63,7 @@ def supervise(  # noqa: PLR0913 - each is an option of its own, and keyword-only
     log_backups: int = 5,
     log_format: str | None = None,
     on_event: Callable[[Event], object] | None = None,
+    on_reload: Callable[[], Mapping[str, Any]] | None = None,
 ) -> Summary:
     """Run a program n times and keep it running; return once nothing is left to run.
 
@@ -94,7 +95,8 @@ def supervise(  # noqa: PLR0913 - each is an option of its own, and keyword-only
     `spawn_detached`, the last two by default the caller's; ``{instance}`` in a path is the number. `log_max_bytes`,
     `log_backups`: rotate stdout and stderr by size, as ``log.1`` and so on. `log_format`: text before each line, of
     ``{time}`` and ``{instance}``. `on_event`: called with each `Event` in the calling process; if it raises, that is
-    logged and the work goes on.
+    logged and the work goes on. `on_reload`: called at SIGHUP in the calling process, without arguments; returns a
+    mapping of the arguments that change, which is rolled in; if that does not come up, the old ones stay in force.
 
     Raises, before anything is started: TypeError, ValueError, LookupError; OSError with its path; RuntimeError
     outside the main thread. Signal handlers and the caller's children are as before when it returns.
@@ -102,53 +104,17 @@ def supervise(  # noqa: PLR0913 - each is an option of its own, and keyword-only
     >>> daemonkit.supervise(["true"], instances=2).exitcode
     0
     """
+    options = dict(locals())  # the arguments, by their names
+    on_event, on_reload = options.pop("on_event"), options.pop("on_reload")
     if not in_main_thread():
         raise RuntimeError("supervise() must be called in the main thread: signal handlers are its own")
-    rules = Rules(
-        restart=restart,
-        success_codes=success_codes,  # type: ignore[arg-type]  # any iterable, which Rules makes a frozenset
-        backoff=backoff,
-        min_uptime=min_uptime,
-        steady_after=steady_after,
-        max_restarts=max_restarts,
-        stop_timeout=stop_timeout,
-        kill_mode=kill_mode,
-        wait_ready=wait_ready,
-        start_timeout=start_timeout,
-        watchdog=watchdog,
-        ready_check=ready_check is not None,
-        ready_tcp=ready_tcp is not None,
-        health_failures=health_failures,
-    )
-    if on_event is not None and not callable(on_event):
-        raise TypeError(f"on_event: a callable or None, not {on_event!r}")
+    for name, callback in (("on_event", on_event), ("on_reload", on_reload)):
+        if callback is not None and not callable(callback):
+            raise TypeError(f"{name}: a callable or None, not {callback!r}")
     require_pidfds()
     reap()
     with contextlib.ExitStack() as stack:
-        settings = _settings.settle(
-            target,
-            stack,
-            rules=rules,
-            instances=instances,
-            stop_signal=stop_signal,
-            max_memory=max_memory,
-            cpu_affinity=cpu_affinity,
-            listen=listen,
-            cwd=cwd,
-            env=env,
-            user=user,
-            group=group,
-            umask=umask,
-            streams={"stdin": stdin, "stdout": stdout, "stderr": stderr},
-            log_max_bytes=log_max_bytes,
-            log_backups=log_backups,
-            log_format=log_format,
-            listen_nonblocking=listen_nonblocking,
-            ready_check=ready_check,
-            ready_tcp=ready_tcp,
-            health_check=health_check,
-            health_interval=health_interval,
-        )
-        guardian = Guardian(settings, on_event)
+        wishes = Wishes(options, on_reload, stack)
+        guardian = Guardian(wishes, on_event)
         with recorded_signals(guardian):
             return guardian.watch()

@@ -11,12 +11,13 @@ import gc
 import logging
 import math
 import os
+import pickle
 import select
 import signal
 import socket
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from daemonkit._supervise import marks
 from daemonkit._supervise.checks import Checks
@@ -27,6 +28,7 @@ from daemonkit._supervise.policy import Emit, Instance, Kill, Run, Start, Stop
 from daemonkit._supervise.ports import listening_ports, sockets_of
 from daemonkit._supervise.run import become, become_check
 from daemonkit._supervise.strays import Strays
+from daemonkit._system.descriptors import close_all
 from daemonkit._system.fork import fork_child
 from daemonkit._system.prctl import become_subreaper
 from daemonkit._system.process import start_of
@@ -47,7 +49,8 @@ if TYPE_CHECKING:
 
 _MEMORY_EVERY: Final = 5.0  # seconds
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
-_COMMANDS: Final = 16
+_COMMANDS: Final = 16  # bytes
+_FDS: Final = 253  # unix(7)
 _ORDERS: Final = frozenset(
     {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2}
 )
@@ -74,6 +77,21 @@ class Worker:
     queue: deque[Instance] = field(default_factory=deque)
     """Instances that wait for their turn in a rolling restart."""
     rolling: Instance | None = None
+    fallback: Settings | None = None
+    """The settings that are in force, while others are on trial."""
+    serial: int = 0
+    """Of the settings on trial; 0: there are none."""
+    trial_failed: bool = False
+    coming: set[Instance] = field(default_factory=set)
+    """Instances that the settings on trial have started, beside those that are replaced."""
+    leaving: set[Instance] = field(default_factory=set)
+    """Instances that are stopped as there are to be fewer."""
+    stopping: bool = False
+    """Whether all are to be stopped."""
+    received: list[int] = field(default_factory=list)
+    """Descriptors for settings that are to come."""
+    settings_of: dict[int, Settings] = field(default_factory=dict)
+    """Of each run, by its number."""
     watched: int = select.EPOLLIN
     """What the control socket is watched for."""
     guardian_is_gone: bool = False
@@ -112,8 +130,7 @@ class Worker:
             self._send()
             self._wait()
         if self.guardian_is_gone:
-            for pump in self.settings.plumbing.pumps.values():
-                pump.rest()
+            self.settings.plumbing.drain(self.settings.umask, self.settings.owner)
         self._say_states()
         self.outbox.say(("done",))
         self.outbox.send_all()
@@ -157,6 +174,9 @@ class Worker:
             self.memory_at = now + _MEMORY_EVERY
             self._weigh()
         self._roll()
+        self._judge()
+        if self.leaving:
+            self._fill()
 
     def _dispatch(self, fd: int) -> None:
         if fd == self.control.fileno():
@@ -164,7 +184,7 @@ class Worker:
         elif fd == self.guardian:
             self.epoll.unregister(fd)
             self.outbox.clear()
-            self.guardian_is_gone = True
+            self.guardian_is_gone = self.stopping = True
             for instance in self.instances:
                 self._do(instance.kill())
         elif fd == self.bell[0].fileno():
@@ -179,26 +199,126 @@ class Worker:
 
     def _command(self) -> None:
         try:
-            message, fds, _, _ = socket.recv_fds(self.control, _COMMANDS, 2)
+            message, fds, _, _ = socket.recv_fds(self.control, _COMMANDS, _FDS)
         except BlockingIOError:  # there is room for what is to be said
             return
         except OSError:
             message, fds = b"", []
-        for number, fd in enumerate(fds, 1):
-            os.dup2(fd, number)
-            close(fd)
+        if fds:
+            self._take(message, fds)
+            return
+        match message:
+            case b"stop":
+                self.queue.clear()
+                self.stopping = True
+                now = time.monotonic()
+                for instance in self.instances:
+                    self._do(instance.stop(now))
+            case b"kill":
+                self.stopping = True
+                for instance in self.instances:
+                    self._do(instance.kill())
+            case b"reload":
+                self.queue = deque(self.instances)
+            case _ if not message and self.control.fileno() >= 0:
+                self.epoll.unregister(self.control.fileno())  # the guardian is gone, and its pidfd says so too
+
+    # --- other settings ---------------------------------------------------------------------------------------------
+
+    def _take(self, message: bytes, fds: list[int]) -> None:
+        """Take what the guardian hands over: its streams, descriptors that settings speak of, settings."""
+        match message:
+            case b"streams":
+                for number, fd in enumerate(fds, 1):
+                    os.dup2(fd, number)
+                    close(fd)
+            case b"descriptors":
+                for fd in fds:
+                    os.set_inheritable(fd, False)
+                self.received += fds
+            case b"settings":
+                with open(fds[0], "rb") as file:
+                    file.seek(0)
+                    serial, only_scale, numbers, settings = pickle.load(file)  # noqa: S301 - from this very program
+                received, self.received = dict(zip(numbers, self.received, strict=True)), []
+                self._try(serial, settings.moved(received), only_scale=only_scale)
+
+    def _try(self, serial: int, settings: Settings, *, only_scale: bool) -> None:
+        """Roll in other settings. They are on trial until all that starts for them is up."""
+        settings = replace(settings, target=self.settings.target if not settings.argv else None)
+        if self.serial:  # those on trial are superseded
+            self.outbox.say(("settled", self.serial, False))
+            close_all(set(self.settings.descriptors()) - set(settings.descriptors()))
+        else:
+            self.fallback = self.settings
+        self.serial, self.trial_failed = serial, False
+        self._go_by(settings)
+        if not only_scale:
+            self.queue = deque(one for one in self.instances if one.index < settings.instances)
+            self.coming = set()
+        self._fill()
+
+    def _fill(self) -> None:
+        """Begin the instances that are wanted and not there; one that is leaving has to end first."""
+        if self.stopping:
+            return
+        self.instances = [one for one in self.instances if one not in self.leaving or not one.done]
+        self.leaving &= set(self.instances)
+        there = {one.index for one in self.instances}
+        for index in range(self.settings.instances):
+            if index not in there:
+                instance = Instance(index, self.settings.rules)
+                self.instances.append(instance)
+                if self.serial:
+                    self.coming.add(instance)
+                self._do(instance.begin())
+
+    def _go_by(self, settings: Settings) -> None:
+        self.settings = settings
+        for instance in self.instances:
+            instance.rules = settings.rules
+        if settings.max_memory is None:
+            self.memory_at = math.inf
+        elif self.memory_at == math.inf:
+            self.memory_at = time.monotonic() + _MEMORY_EVERY
+        signal.pthread_sigmask(signal.SIG_BLOCK, {settings.stop_signal} - {signal.SIGCHLD})
+
+    def _judge(self) -> None:
+        """Put the settings on trial in force, once all are up; or go back to the old ones."""
+        if not self.serial or not self.fallback:
+            return
+        if self.trial_failed:
+            self._end_trial(good=False)
+            before = self.settings
+            self._go_by(self.fallback)
+            self.queue = deque(one for one in self.instances if not self._is_of_old(one))
+        elif self._all_have_come():
+            self._end_trial(good=True)
+            before = self.fallback
+        else:
+            return
+        self.fallback = None
+        close_all(set(before.descriptors()) - set(self.settings.descriptors()))
         now = time.monotonic()
-        if message == b"stop":
-            self.queue.clear()
-            for instance in self.instances:
+        for instance in self.instances:
+            if instance.index >= self.settings.instances and instance not in self.leaving:
+                self.leaving.add(instance)
                 self._do(instance.stop(now))
-        elif message == b"kill":
-            for instance in self.instances:
-                self._do(instance.kill())
-        elif message == b"reload":
-            self.queue = deque(self.instances)
-        elif not message and self.control.fileno() >= 0:
-            self.epoll.unregister(self.control.fileno())  # the guardian is gone, and its pidfd says so too
+        self._roll()
+
+    def _is_of_old(self, instance: Instance) -> bool:
+        """Tell whether an instance runs by the settings in force, or does not run."""
+        return instance.current is None or self.settings_of.get(instance.current.number) is self.settings
+
+    def _end_trial(self, *, good: bool) -> None:
+        self.outbox.say(("settled", self.serial, good))
+        self.serial, self.trial_failed, self.coming = 0, False, set()
+
+    def _all_have_come(self) -> bool:
+        """Tell whether all that the settings on trial start is up."""
+        if self.queue or (self.rolling and self.rolling.spare):
+            return False
+        return all(one.done or (one.current and one.current.up) for one in self.coming)
 
     # --- carrying it out --------------------------------------------------------------------------------------------
 
@@ -215,12 +335,13 @@ class Worker:
                     self._emit(kind, run)
 
     def _stop(self, run: Run) -> None:
-        if self.settings.rules.kill_mode == "main":
-            self.strays.stop_main(run, self.settings.stop_signal)
+        settings = self.settings_of[run.number]
+        if settings.rules.kill_mode == "main":
+            self.strays.stop_main(run, settings.stop_signal)
             return
         if not self.strays.is_current:
             self._look_after_strays()
-        self.strays.stop(run, self.settings.stop_signal)
+        self.strays.stop(run, settings.stop_signal)
 
     def _start(self, instance: Instance) -> None:
         number = self.next_mark
@@ -242,6 +363,7 @@ class Worker:
             undo.pop_all()
         run = Run(instance, number, pid, time.monotonic())
         self.mains[pid] = self.runs[number] = run
+        self.settings_of[number] = self.settings
         if notify:
             self.notify.add(notify, run)
         instance.started(run)
@@ -280,7 +402,7 @@ class Worker:
     def _fork_check(self, check: Check, output: int) -> int:
         number = self.next_mark
         self.next_mark += 1
-        settings = self.settings
+        settings = self.settings_of[check.run.number]
         put_mark(settings.mark + number)
         try:
             return fork_child(lambda: become_check(settings, check.run.instance.index, check.kind, output, self.pid))
@@ -327,7 +449,7 @@ class Worker:
         for number, run in list(self.ending.items()):
             if number not in left:
                 del self.ending[number]
-                del self.runs[number]
+                del self.runs[number], self.settings_of[number]
                 self.notify.close(run)
                 self._do(run.instance.emptied(run, now))
         if self.strays and all(instance.done for instance in self.instances):
@@ -371,6 +493,8 @@ class Worker:
             self._do(instance.replace())
             if instance.starts > before and instance.replacing:
                 self.rolling = instance
+            elif instance.starts > before and self.serial:
+                self.coming.add(instance)
 
     def _weigh(self) -> None:
         """Have instances replaced that use more than `max_memory`."""
@@ -387,8 +511,11 @@ class Worker:
     # --- telling the guardian -----------------------------------------------------------------------------------------
 
     def _emit(self, kind: Kind, run: Run) -> None:
+        if kind == "exit" and run.instance in self.coming and not run.up and not run.instance.stopping:
+            self._emit("reload-failed", run)
         if kind == "reload-failed":
             self.queue.clear()
+            self.trial_failed = True
         elif kind == "ready" and self.settings.checks and self.settings.checks.health[1]:
             self.checks.add(run, "health_check", interval=self.settings.checks.health_interval)
         elif kind == "exit" and run.reason == "start-timeout" and (words := self.checks.last_words(run)):
