@@ -103,9 +103,7 @@ def detach(timeout: float | None) -> Reporter:
                 end.close()
             in_time = middle.wait(timeout, mask)
             middle.settle(call_off=not in_time)
-        except (
-            BaseException
-        ):  # also that of a signal handler: another thread, which does not block it, may take the signal
+        except BaseException:  # also one that a signal handler raises: another thread may have taken the signal
             if middle.pid:
                 middle.settle(call_off=True)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
