@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -103,7 +104,8 @@ def test_a_working_day(shell: Shell) -> None:
     shell("stop", "mail")
     everything = [supervisor, *children(supervisor), *shell.instances("web")]
     for pid in everything:  # the power goes
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     eventually(lambda: not any(map(alive, everything)))
     assert {one["name"]: one["state"] for one in json.loads(shell("ls", "--json").stdout)} == {
         "mail": "stopped",

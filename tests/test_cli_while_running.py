@@ -89,7 +89,7 @@ def test_reload_with_another_command_line_and_the_present_environment(shell: She
 def test_a_reload_whose_settings_do_not_come_up_leaves_the_old_ones_in_force(
     shell: Shell, words: tuple[str, ...]
 ) -> None:
-    shell.start("web", "-i", 2, command=("sh", "-c", f'[ "$A" = bad ] && exit 3; {SHOW}'))
+    shell.start("web", "-i", 2, "--min-uptime", 1, command=("sh", "-c", f'[ "$A" = bad ] && exit 3; {SHOW}'))
     pid, before, settings = shell.report("web")["pid"], shell.instances("web"), kept(shell)
     assert "not reloaded" in one_line(shell("reload", "web", *words, status=1).stderr)
     assert shell.instances("web") == before and shell.report("web")["pid"] == pid and kept(shell) == settings
