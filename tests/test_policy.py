@@ -270,3 +270,15 @@ def test_with_the_signal_to_the_main_process_alone_the_rest_is_killed_once_that_
     assert run in world.stopped and run not in world.killed
     world.do(world.instance.exited(run, 0))
     assert run in world.killed
+
+
+def test_a_run_that_must_go_is_stopped_first_if_its_successor_can_not_come_up_beside_it() -> None:
+    world = World(Rules(wait_ready=True))
+    old = world.alive[0]
+    world.do(world.instance.ready(old, 0.5))
+    world.do(world.instance.replace(must_go=True))
+    world.end(world.alive[1], 1)
+    assert old in world.stopped and world.instance.replacing and len(world.starts) == 2
+    world.end(old, -15)
+    assert len(world.starts) == 3 and not world.instance.replacing
+    assert "reload-failed" not in [kind for kind, _ in world.events]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import socket
 import sys
 from typing import TYPE_CHECKING
 
@@ -157,4 +158,77 @@ def test_a_program_that_grows_is_replaced_gracefully(tmp_path: Path) -> None:
         assert supervisor.until("memory")[0]["pid"] == supervisor.events("start")[0]["pid"]
         assert supervisor.until("exit")[0]["exitcode"] == -signal.SIGTERM
         assert len(supervisor.events("start")) == 2
+        supervisor.stop()
+
+
+GROW = "import os, signal, time\nif not os.path.exists('grown'):\n    x = bytearray(100 << 20); open('grown', 'w').close()\ntime.sleep(1000)"
+
+
+@pytest.mark.parametrize(
+    "wrapper", ["sh -c '{}; :'", "sh -c 'setsid {} & wait'", "sh -c '(setsid {} &) ; exec sleep 1000'"]
+)
+def test_memory_counts_for_all_that_belongs_to_the_instance(tmp_path: Path, wrapper: str) -> None:
+    (tmp_path / "grow.py").write_text(GROW)
+    command = wrapper.format(f"{sys.executable} grow.py")
+    body = f"import shlex\nsupervise(shlex.split({command!r}), max_memory=80 << 20, min_uptime=0.1)"
+    with supervising(tmp_path, body) as supervisor:
+        assert supervisor.until("memory")[0]["pid"] == supervisor.events("start")[0]["pid"]
+        supervisor.until("start", 2)
+        supervisor.until("exit")
+        supervisor.stop()
+
+
+def test_memory_that_children_share_counts_once(tmp_path: Path) -> None:
+    share = "import os, time\nx = bytearray(os.urandom(1 << 20) * 60)\nfor _ in range(4):\n    if os.fork() == 0: time.sleep(1000)\nopen('up', 'w').close(); time.sleep(1000)"
+    body = f"""
+from daemonkit._supervise import worker
+worker._MEMORY_EVERY = 0.2
+supervise([{sys.executable!r}, "-c", {share!r}], max_memory=150 << 20, min_uptime=0.1)
+"""
+    with supervising(tmp_path, body) as supervisor:
+        eventually((tmp_path / "up").exists)
+        supervisor.until("ready")
+        select.select([], [], [], 1.0)
+        assert not supervisor.events("memory")
+        supervisor.stop()
+
+
+def test_one_that_has_its_port_is_stopped_first_where_its_successor_needs_it(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    (tmp_path / "server.py").write_text(f"import socket\ns = socket.create_server(('127.0.0.1', {port}))\n" + GROW)
+    body = f"""
+from daemonkit._supervise import worker
+worker._MEMORY_EVERY = 0.2
+supervise([{sys.executable!r}, "server.py"], max_memory=80 << 20, ready_tcp="127.0.0.1:{port}", kill_mode="main")
+"""
+    with supervising(tmp_path, body) as supervisor:
+        first = supervisor.until("memory")[0]["pid"]
+        supervisor.until("ready", 2)
+        kinds = [
+            (event["kind"], event["exitcode"]) for event in supervisor.events() if event["kind"] in {"memory", "exit"}
+        ]
+        assert kinds == [("memory", None), ("exit", 1), ("exit", -signal.SIGTERM)] and not alive(first)
+        supervisor.stop()
+
+
+def test_a_reload_that_a_port_of_its_own_makes_fail_is_told_the_way_out(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    (tmp_path / "server.py").write_text(
+        f"import socket, time\ns = socket.create_server(('127.0.0.1', {port}))\ntime.sleep(1000)"
+    )
+    with supervising(
+        tmp_path, f"supervise([{sys.executable!r}, 'server.py'], ready_tcp='127.0.0.1:{port}')"
+    ) as supervisor:
+        supervisor.until("ready")
+        supervisor.process.send_signal(signal.SIGHUP)
+        supervisor.until("reload-failed")
+        eventually(
+            lambda: (
+                f"listens on port {port}" in (text := supervisor.errors.read_text())
+                and "use restart" in text
+                and "--listen" in text
+            )
+        )
         supervisor.stop()

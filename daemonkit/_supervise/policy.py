@@ -104,6 +104,10 @@ class Instance:
     starts: int = 0
     exitcode: int | None = None
     stopping: bool = False
+    must_go: bool = False
+    """Whether the current run has to be replaced even if its successor can't come up beside it."""
+    restarting: bool = False
+    """Whether a successor starts once the current run has ended."""
 
     def runs(self) -> list[Run]:
         """Return all that there is of it."""
@@ -117,7 +121,7 @@ class Instance:
     @property
     def replacing(self) -> bool:
         """Whether a replacement is under way."""
-        return self.spare is not None or bool(self.old)
+        return self.spare is not None or bool(self.old) or self.restarting
 
     # --- orders -----------------------------------------------------------------------------------------------------
 
@@ -149,10 +153,14 @@ class Instance:
             self.state, self.due = "stopped", None
         return [action for run in self.runs() for action in self._kill(run, "stop")]
 
-    def replace(self) -> list[Action]:
-        """Start a run that is to replace the current one; one that waits or gave up starts at once."""
+    def replace(self, *, must_go: bool = False) -> list[Action]:
+        """Start a run that is to replace the current one; one that waits or gave up starts at once.
+
+        If the new run does not come up the old one stays; with `must_go` it is stopped, and then another one starts.
+        """
         if self.stopping or self.replacing or self.state in {"exited", "stopped"}:
             return []
+        self.must_go = must_go
         if self.current is None:
             self.in_row = 0
             return self.begin()
@@ -205,7 +213,7 @@ class Instance:
             return []
         if run is self.spare:
             self.spare = None
-            return [] if self.stopping else [Emit("reload-failed", run)]
+            return [] if self.stopping else self._did_not_come_up(run, now)
         self.current, self.exitcode = None, run.exitcode
         if self.stopping:
             self.state = "stopped"
@@ -213,7 +221,16 @@ class Instance:
         if self.spare:  # its successor need not wait any longer
             self.current, self.spare = self.spare, None
             return []
+        if self.restarting:
+            self.restarting = False
+            return self.begin()
         return self._after(run, now)
+
+    def _did_not_come_up(self, spare: Run, now: float) -> list[Action]:
+        if self.must_go and self.current and not self.current.ending:
+            self.restarting = True
+            return self._end(self.current, "replaced", now)
+        return [Emit("reload-failed", spare)]
 
     def _after(self, run: Run, now: float) -> list[Action]:
         state, delay = self._verdict(run, now)
@@ -243,16 +260,18 @@ class Instance:
         # Without readiness its age alone counts, though it was not looked at in time.
         return (run.up or not self.rules.signs) and now - run.born >= self.rules.steady_after
 
-    def outlook(self, run: Run, now: float) -> str:
+    def outlook(self, run: Run, now: float) -> str:  # noqa: PLR0911 - one for each case
         """Say what comes next, now that the run's main process has ended."""
         if run in self.old:
             return "its successor runs"
         if run is self.spare:
-            return "the old run stays"
+            return "so the old run is stopped first" if self.must_go else "the old run stays"
         if self.stopping:
             return "it is stopped"
         if self.spare:
             return "its successor takes over"
+        if self.restarting:
+            return "its successor starts now"
         state, delay = self._verdict(run, now)
         if state in FINAL:
             return {"exited": "it is done", "failed": "it is not restarted"}.get(state, "it is given up")

@@ -19,9 +19,9 @@ import time
 from collections import deque
 from dataclasses import dataclass, field, replace
 
-from daemonkit._supervise import marks
 from daemonkit._supervise.checks import Checks
 from daemonkit._supervise.describe import describe, describe_left, is_wished
+from daemonkit._supervise.memory import memory_of
 from daemonkit._supervise.notify_sockets import NotifySockets
 from daemonkit._supervise.outbox import Outbox
 from daemonkit._supervise.policy import Emit, Instance, Kill, Run, Start, Stop
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
     from daemonkit._supervise.settings import Settings
 
 _MEMORY_EVERY: Final = 5.0  # seconds
-_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _COMMANDS: Final = 16  # bytes
 _FDS: Final = 253  # unix(7)
 _ORDERS: Final = frozenset(
@@ -96,6 +95,8 @@ class Worker:
     """What the control socket is watched for."""
     guardian_is_gone: bool = False
     memory_at: float = math.inf
+    too_big: set[Instance] = field(default_factory=set)
+    """Instances above max_memory, which wait to be replaced."""
     pid: int = field(default_factory=os.getpid)
     bell: tuple[socket.socket, socket.socket] = field(default_factory=lambda: socketpair(socket.SOCK_STREAM))
     """Rung by signals: SIGCHLD."""
@@ -490,23 +491,23 @@ class Worker:
                 continue
             instance = self.queue.popleft()
             before = instance.starts
-            self._do(instance.replace())
+            self._do(instance.replace(must_go=instance in self.too_big))
+            self.too_big.discard(instance)
             if instance.starts > before and instance.replacing:
                 self.rolling = instance
             elif instance.starts > before and self.serial:
                 self.coming.add(instance)
 
     def _weigh(self) -> None:
-        """Have instances replaced that use more than `max_memory`."""
+        limit = self.settings.max_memory or 0
         self._look_after_strays()
         for instance in self.instances:
             run = instance.current
-            if run and run.up and not instance.replacing and not run.ending and instance not in self.queue:
-                below = {*self.strays.run_of_stray, *marks.descendants_of(run.pid)}
-                group = [run.pid, *(pid for pid in below if marks.group_of(pid) == run.pid)]
-                if sum(map(_resident, group)) > (self.settings.max_memory or 0):
-                    self._emit("memory", run)
-                    self.queue.append(instance)
+            busy = instance.replacing or instance in self.queue
+            if run and run.up and not run.ending and not busy and memory_of(self.strays.family_of(run), limit) > limit:
+                self._emit("memory", run)
+                self.too_big.add(instance)
+                self.queue.append(instance)
 
     # --- telling the guardian -----------------------------------------------------------------------------------------
 
@@ -516,6 +517,7 @@ class Worker:
         if kind == "reload-failed":
             self.queue.clear()
             self.trial_failed = True
+            self._hint_at_ports(run.instance)
         elif kind == "ready" and self.settings.checks and self.settings.checks.health[1]:
             self.checks.add(run, "health_check", interval=self.settings.checks.health_interval)
         elif kind == "exit" and run.reason == "start-timeout" and (words := self.checks.last_words(run)):
@@ -526,6 +528,16 @@ class Worker:
             when -= now - run.born
         self.outbox.say(("event", kind, run.instance.index, run.pid, exitcode, when))
         self._log(logging.INFO if is_wished(kind, run) else logging.WARNING, describe(kind, run, now))
+
+    def _hint_at_ports(self, instance: Instance) -> None:
+        """Say what to do if the new run could not have the port that the old one listens on."""
+        if not instance.current:
+            return
+        own = sockets_of(self.strays.family_of(instance.current)) - {os.fstat(fd).st_ino for fd in self.settings.listen}
+        if ports := sorted({port for inode, port in listening_ports().items() if inode in own}):
+            where = f"instance {instance.index} itself listens on port {', '.join(map(str, ports))}"
+            hint = "use restart, or let the supervisor bind the port (--listen, listen=)"
+            self._log(logging.WARNING, f"{where}: if its new run said 'Address already in use', {hint}")
 
     def _log(self, level: int, text: str) -> None:
         self.outbox.say(("log", level, text))
@@ -544,12 +556,3 @@ class Worker:
             with contextlib.suppress(OSError):
                 self.epoll.modify(self.control.fileno(), self.outbox.events)
             self.watched = self.outbox.events
-
-
-def _resident(pid: int) -> int:
-    """Return a process's resident memory in bytes."""
-    try:
-        with open(f"/proc/{pid}/statm", "rb") as file:
-            return int(file.read().split()[1]) * _PAGE
-    except OSError:
-        return 0
