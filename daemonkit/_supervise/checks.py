@@ -56,6 +56,8 @@ class Check:
     reader: int = -1
     """The pipe that it prints to."""
     connection: socket.socket | None = None
+    attempts: int = 0
+    """Connections that were tried: each takes the next address."""
     late: bool = False
     printed: bytes = b""
     """The end of what it printed last."""
@@ -226,7 +228,10 @@ class Checks:
 
     def _connect(self, check: Check, now: float) -> None:
         check.begun, check.late, check.due = now, False, now + check.every
-        for family, address in self._addresses:
+        for _ in self._addresses:
+            # One that is refused only later, or not answered at all, must not keep the others from their turn.
+            family, address = self._addresses[check.attempts % len(self._addresses)]
+            check.attempts += 1
             connection = Socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
             error = connection.connect_ex(address)  # type: ignore[arg-type]  # as getaddrinfo returned it
             if error == 0:
