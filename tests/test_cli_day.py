@@ -11,11 +11,8 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Self
 
-import pytest
 from harness import PATIENCE, alive, children, eventually
 from shell import one_line
-
-import daemonkit
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -73,7 +70,6 @@ class Visitors:
             self.answers.add(answer)
 
 
-@pytest.mark.skipif("on_reload" not in (daemonkit.supervise.__kwdefaults__ or {}), reason="needs on_reload")
 def test_a_working_day(shell: Shell) -> None:
     (shell.folder / "site.py").write_text(SITE)
     (shell.folder / "release").write_text("1")

@@ -11,12 +11,8 @@ import pytest
 from harness import alive, eventually
 from shell import one_line
 
-import daemonkit
-
 if TYPE_CHECKING:
     from shell import Shell
-
-rolled = pytest.mark.skipif("on_reload" not in (daemonkit.supervise.__kwdefaults__ or {}), reason="needs on_reload")
 
 
 def kept(shell: Shell) -> dict[str, Any]:
@@ -24,7 +20,6 @@ def kept(shell: Shell) -> dict[str, Any]:
     return settings
 
 
-@rolled
 def test_scale_starts_and_stops_only_what_has_to_be(shell: Shell) -> None:
     shell.start("web", "-i", 2)
     pid, before = shell.report("web")["pid"], shell.instances("web")
@@ -55,7 +50,6 @@ def test_scale_of_what_does_not_run_or_exist(shell: Shell) -> None:
 SHOW = 'echo "$A $B" >>seen; exec sleep 1000'
 
 
-@rolled
 def test_reload_with_options_holds_from_now_on(shell: Shell) -> None:
     shell.start("web", "--env", "A=1", command=("sh", "-c", SHOW))
     pid = shell.report("web")["pid"]
@@ -70,7 +64,6 @@ def test_reload_with_options_holds_from_now_on(shell: Shell) -> None:
     assert (shell.folder / "seen").read_text().endswith("1 2\n" * 5)
 
 
-@rolled
 def test_reload_with_another_command_line_and_the_present_environment(shell: Shell) -> None:
     shell.start("web", command=("sh", "-c", "echo old >>seen; exec sleep 1000"))
     pid, before = shell.report("web")["pid"], shell.instances("web")
@@ -81,7 +74,6 @@ def test_reload_with_another_command_line_and_the_present_environment(shell: She
     assert shell.report("web")["command"] == list(words[1:])
 
 
-@rolled
 @pytest.mark.parametrize(
     "words",
     [("--env", "A=bad"), ("--", "sh", "-c", "exit 3"), ("-i", "3", "--env", "A=bad"), ("--", "sleep", "nonsense")],
@@ -126,7 +118,6 @@ with socket.socket(fileno=3) as server:
 """
 
 
-@rolled
 def test_scaling_and_reloading_with_options_under_load_fail_no_request(shell: Shell) -> None:
     import socket
     import sys

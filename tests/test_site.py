@@ -15,8 +15,6 @@ import pytest
 from harness import eventually
 from shell import Shell
 
-from daemonkit.cli._change import can_change
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -66,7 +64,6 @@ def test_the_site_comes_up_changes_and_goes_down_as_its_file_says(site: Site) ->
     assert site.page().startswith("hello, visitor 3; tick ")
 
 
-@pytest.mark.skipif(not can_change(), reason="needs on_reload of supervise()")
 def test_no_request_fails_while_a_changed_file_is_rolled_in(site: Site) -> None:
     site("up")
     pid, asked, failed, over = site.report("web")["pid"], 0, [], threading.Event()

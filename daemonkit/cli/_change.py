@@ -138,13 +138,6 @@ def scale(options: argparse.Namespace) -> int:
     return 0
 
 
-def can_change() -> bool:
-    """Tell whether other settings can be rolled in while an app runs."""
-    from daemonkit import supervise
-
-    return "on_reload" in (supervise.__kwdefaults__ or {})
-
-
 def reload_app(app: App, settings: Settings | None = None) -> None:
     """Restart its instances one at a time, with other settings if they are given; return once that is done.
 
@@ -158,9 +151,6 @@ def reload_app(app: App, settings: Settings | None = None) -> None:
         raise _say.Failure(f"{app.name} does not run; start it with: daemonkit start {app.name}")
     if settings:
         check_startable(settings, app)
-        if not can_change():
-            restart_app(app, settings)
-            return
     process, state = attach(app.pidfile), app.running_state()
     if state and "reload" not in state:
         raise _say.Failure(f"{app.name} was started by daemonkit 0.1; restart it once: daemonkit restart {app.name}")

@@ -20,7 +20,7 @@ from daemonkit._system.fork import fork_child
 from daemonkit._system.prctl import die_with_parent
 from daemonkit.cli import _app, _appfile, _mixed, _plan, _say, _start, _tasks
 from daemonkit.cli._app import App
-from daemonkit.cli._change import can_change, reload_app
+from daemonkit.cli._change import reload_app
 from daemonkit.cli._mixed import Sink, Source
 from daemonkit.cli._settings import present_environment
 
@@ -338,7 +338,7 @@ class _Foreground:
             if wish and not _plan.differences(wish.settings, member.wish.settings):
                 member.wish = wish
                 member.is_obsolete = False
-            elif member.runs and wish and self._can_be_seen and can_change():
+            elif member.runs and wish and self._can_be_seen:
                 self._reload(name, wish)
             elif member.runs:
                 member.is_obsolete = True

@@ -33,7 +33,6 @@ _logger = logging.getLogger("daemonkit")
 
 _START_ENDS_WITHIN: Final = 60.0  # seconds, far more than that takes
 _DEFAULTS: Final = supervise.__kwdefaults__ or {}
-_CAN_CHANGE: Final = "on_reload" in _DEFAULTS
 _OWN: Final = frozenset({"log", "env", "on_event"})
 """Options that are not `supervise`'s."""
 
@@ -96,12 +95,10 @@ class Supervisor:
         if self._app:
             self._app.take_proposal()  # one that the supervisor before was killed over
         options = self._options(self._settings)
-        if _CAN_CHANGE:
-            options["on_reload"] = self._on_reload
-        elif callable(before := signal.getsignal(signal.SIGHUP)):
-            signal.signal(signal.SIGHUP, lambda number, frame: (before(number, frame), self._on_reload()))
         try:
-            summary = supervise(self._settings["command"], on_event=self._on_event, **options)
+            summary = supervise(
+                self._settings["command"], on_event=self._on_event, on_reload=self._on_reload, **options
+            )
         except BaseException:
             journal.end_badly()
             self._write_state()
@@ -164,6 +161,7 @@ class Supervisor:
         if proposed and not self._journal.is_refused:
             self._settings = proposed
             self._hook = self._make_hook()
+            self._journal.state["logs"] = _app.log_paths(proposed, self._default_log)
             try:
                 self._app.save(proposed)
             except OSError as error:
