@@ -190,11 +190,24 @@ def test_sighup_reads_the_file_anew_and_touches_only_what_differs(site: Site) ->
     run.send_signal(signal.SIGHUP)
     site.shows("mail | mail ends", "web | web ends", "web | web begins anew", "new | new begins")
     eventually(lambda: site.report("new")["state"] == "running")
-    assert site.report("db")["pid"] == before["db"] and site.report("web")["pid"] != before["web"]
-    assert not alive(before["mail"]) and not alive(before["web"])
+    assert {name: site.report(name)["pid"] for name in ("db", "web")} == {"db": before["db"], "web": before["web"]}
+    assert not alive(before["mail"])
     run.terminate()
     assert run.wait(PATIENCE) == 0
     assert site.lines()[-3:] == ["new | new ends", "web | web ends", "db | db ends"]
+
+
+def test_a_change_that_does_not_come_up_leaves_what_was_there(site: Site) -> None:
+    site.write(QUICK + APP.format(name="a", after=[]))
+    run = site.run()
+    eventually(lambda: site.report("a")["state"] == "running")
+    before = site.instances("a")
+    site.write(QUICK + "[apps.a]\ncommand = ['sh', '-c', 'exit 3']\nstart_timeout = 1\nwait_ready = true\n")
+    run.send_signal(signal.SIGHUP)
+    eventually(lambda: any(line.startswith("daemonkit: a was not reloaded: ") for line in site.lines("err")))
+    assert site.instances("a") == before
+    run.terminate()
+    assert run.wait(PATIENCE) == 0
 
 
 def test_a_second_sigterm_kills_at_once(site: Site) -> None:

@@ -85,6 +85,19 @@ def test_only_what_has_changed_is_touched(site: Site) -> None:
     assert (after["db"], after["mail"]) == (before["db"], before["mail"])
 
 
+def test_a_change_that_does_not_come_up_is_named_and_what_was_there_stays(site: Site) -> None:
+    site.write(THREE)
+    site.up()
+    before = site.instances("web")
+    site.write(THREE.replace('"sleep 1002"', "\"sh -c 'exit 3'\""))
+    done = site("up", status=1)
+    assert "daemonkit: web was not reloaded: " in done.stderr
+    assert done.stderr.endswith("daemonkit: not as daemonkit.toml says: web\n")
+    assert site.instances("web") == before
+    site.write(THREE)
+    assert site.up() == ["db: is as it should be", "web: is as it should be", "mail: is as it should be"]
+
+
 def test_what_somebody_has_stopped_or_killed_or_changed_by_hand_is_put_right(site: Site) -> None:
     site.write(THREE)
     site.up()

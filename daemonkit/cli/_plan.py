@@ -72,7 +72,7 @@ def plan(
     for name in chosen:
         wish = file.apps[name]
         do, why = decide(wish.settings, found.get(name), environment)
-        steps[name] = Step(do, why, (*before, *wish.after))
+        steps[name] = Step(do, why, () if do == KEEP else (*before, *wish.after))
     return steps
 
 
