@@ -92,7 +92,7 @@ def test_a_port_that_only_the_old_run_listens_on_does_not_make_the_new_one_up(tm
 
 def test_an_instance_that_fails_its_health_checks_is_stopped_and_started_again(tmp_path: Path) -> None:
     body = """supervise(["sleep", "1000"], min_uptime=0.05, health_check=["sh", "-c", "echo $$ >> checks; echo broken; test ! -e sick"],
-    health_interval=0.1, health_failures=3)"""
+    health_interval=0.5, health_failures=3)"""
     with supervising(tmp_path, body) as supervisor:
         first = supervisor.until("ready")[0]["pid"]
         eventually(lambda: len(pids(tmp_path, "checks")) >= 4)
@@ -100,7 +100,7 @@ def test_an_instance_that_fails_its_health_checks_is_stopped_and_started_again(t
         before = len(pids(tmp_path, "checks"))
         (tmp_path / "sick").touch()
         assert supervisor.until("unhealthy")[0]["pid"] == first
-        assert len(pids(tmp_path, "checks")) >= before + 3
+        assert len(pids(tmp_path, "checks")) >= before + 2  # one may have been under way
         (tmp_path / "sick").unlink()
         assert supervisor.until("exit")[0]["exitcode"] == -signal.SIGTERM
         assert supervisor.until("ready", 2)[1]["pid"] != first
