@@ -361,6 +361,18 @@ def test_what_make_runs_spawns_as_quickly_as_what_a_shell_runs(tmp_path: Path) -
     assert output.read_text() == "False\n"
 
 
+def test_the_signals_of_the_c_library_are_at_their_default_too(tmp_path: Path) -> None:
+    """posix_spawn(3) leaves 32 and 33 ignored in a program, unless it is asked not to."""
+    told = call(
+        tmp_path,
+        """
+        tell(codes=[spawn(["grep", "Ign", "/proc/self/status"], stdout="log", **o).wait() for o in ({}, dict(cwd="/"))])
+    """,
+    )
+    assert told["codes"] == [0, 0]
+    assert [int(line.split()[1], 16) for line in (tmp_path / "log").read_text().splitlines()] == [0, 0]
+
+
 @pytest.mark.skipif(
     not hasattr(ctypes.CDLL(None), "posix_spawn_file_actions_addclosefrom_np"),
     reason="posix_spawn(3) can close all only from glibc 2.34 on",

@@ -28,13 +28,17 @@ _SIZE: Final = 1024  # bytes; more than any of the structures has, in glibc and 
 
 
 def _make_attributes() -> ctypes.Array[ctypes.c_char]:
-    """Return a posix_spawnattr_t: a new session, no signal blocked, and each at its default."""
+    """Return a posix_spawnattr_t: a new session, no signal blocked, and each at its default.
+
+    sigfillset(3) leaves out 32 and 33, which the C library keeps for itself: posix_spawn(3) would ignore both in the
+    program, and in all that the program starts. So every bit is set by hand.
+    """
     attributes, signals = ctypes.create_string_buffer(_SIZE), ctypes.create_string_buffer(_SIZE)
     _libc.posix_spawnattr_init(attributes)
     _libc.posix_spawnattr_setflags(attributes, ctypes.c_short(_FLAGS))
     _libc.sigemptyset(signals)
     _libc.posix_spawnattr_setsigmask(attributes, signals)
-    _libc.sigfillset(signals)
+    signals.raw = b"\xff" * _SIZE
     _libc.posix_spawnattr_setsigdefault(attributes, signals)
     return attributes
 
