@@ -80,6 +80,8 @@ def directory_of(cwd: Path | None) -> str | None:
     if cwd is None:
         return None
     folder = os.fsdecode(text_of("cwd", cwd))
+    if not folder:
+        raise FileNotFoundError(errno.ENOENT, "the directory's name is empty", folder)
     check_enterable(folder)
     return folder
 
