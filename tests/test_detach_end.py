@@ -56,6 +56,15 @@ LOGGING = {
     "handlers on both": "logging.basicConfig(); logging.getLogger().addHandler(logging.FileHandler('other'))",
     "a handler of the logger's own": "logging.basicConfig(); logging.getLogger('daemonkit').addHandler(logging.FileHandler('other'))",
     "logging disabled": "logging.disable(logging.CRITICAL)",
+    "a handler that passes on to another": (
+        "import logging.handlers\n        "
+        "logging.getLogger().addHandler(logging.handlers.MemoryHandler(9, target=logging.StreamHandler()))"
+    ),
+    "a handler that passes on to a file": (
+        "import logging.handlers\n        file = logging.FileHandler('other')\n        "
+        "file.setFormatter(logging.Formatter(logging.BASIC_FORMAT))\n        "
+        "logging.getLogger().addHandler(logging.handlers.MemoryHandler(9, target=file))"
+    ),
     "no last resort": "logging.lastResort = None",
     "a handler that takes nothing": "h = logging.StreamHandler(); logging.getLogger().addHandler(h); h.setLevel(60)",
     "a handler that filters": "h = logging.StreamHandler(); logging.getLogger().addHandler(h); h.addFilter(lambda r: False)",
@@ -105,6 +114,27 @@ def test_an_exception_goes_on_to_an_outer_except_and_to_the_excepthook(tmp_path:
     )
     assert ended(reported(tmp_path)["pid"]) == 1
     assert (tmp_path / "log").read_text() == "except division by zero\nexcepthook ZeroDivisionError division by zero\n"
+
+
+def test_a_logging_handler_that_breaks_does_not_take_the_place_of_the_exception(tmp_path: Path) -> None:
+    run(
+        tmp_path,
+        """
+        class Broken(logging.Handler):
+            def emit(self, record):
+                raise OSError("the log server is gone")
+        logging.getLogger().addHandler(Broken())
+        try:
+            with daemonkit.detached(stderr="log", working_directory="."):
+                report()
+                1 / 0
+        except ArithmeticError as error:
+            assert error.__context__ is None
+            sys.exit(7)
+    """,
+    )
+    assert ended(reported(tmp_path)["pid"]) == 7
+    assert (tmp_path / "log").read_text().count("OSError: the log server is gone") == 1
 
 
 def test_an_exception_that_is_caught_outside_is_no_crash_of_the_process(tmp_path: Path) -> None:

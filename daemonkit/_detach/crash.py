@@ -24,7 +24,10 @@ def log_crash(error: BaseException) -> None:
     while logger:
         for handler in logger.handlers:
             if record.levelno >= handler.level and not _writes_stderr(handler):
-                handler.handle(record)
+                try:
+                    handler.handle(record)
+                except Exception:  # noqa: BLE001 - whatever it is, it must not take the place of the program's own error
+                    handler.handleError(record)
         logger = logger.parent if logger.propagate else None
 
 
@@ -35,9 +38,15 @@ def show_crash(text: str) -> None:
 
 
 def _writes_stderr(handler: logging.Handler) -> bool:
-    """Tell whether a handler writes to the file that is descriptor 2, by whichever name it opened that."""
+    """Tell whether a handler writes to the file that is descriptor 2, by whichever name it opened that.
+
+    A MemoryHandler writes through its target, rich's handler through its console.
+    """
+    if isinstance(target := getattr(handler, "target", None), logging.Handler):
+        return _writes_stderr(target)
+    stream = getattr(handler, "stream", None) or getattr(getattr(handler, "console", None), "file", None)
     try:
-        return os.path.sameopenfile(handler.stream.fileno(), 2)  # type: ignore[attr-defined]  # not every one has it
+        return os.path.sameopenfile(stream.fileno(), 2)  # type: ignore[union-attr]  # not every one has it
     except (AttributeError, OSError, ValueError):
         return False
 
