@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import harness
 import pytest
-from harness import eventually, pid_in, reported, run, stop
+from harness import ended, eventually, pid_in, reported, run, stop
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,6 +77,24 @@ def test_ready_ends_the_wait(tmp_path: Path) -> None:
     )
     assert done.returncode == 0 and (tmp_path / "warmed up").exists()
     assert stop(reported(tmp_path)["pid"]) == 0
+
+
+def test_a_status_that_is_no_text_is_refused_and_the_start_goes_on(tmp_path: Path) -> None:
+    done = run(
+        tmp_path,
+        """
+        with daemonkit.detached(wait_ready=True, stdout="log", working_directory=".") as d:
+            try:
+                d.ready(3)
+            except TypeError as error:
+                print(error)
+            assert not d._started
+            d.ready()
+            report()
+    """,
+    )
+    assert done.returncode == 0 and ended(reported(tmp_path)["pid"]) == 0
+    assert (tmp_path / "log").read_text() == "status: a string or None, not 3\n"
 
 
 def test_a_start_that_takes_too_long_is_ended(tmp_path: Path) -> None:

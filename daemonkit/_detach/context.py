@@ -256,6 +256,8 @@ class DetachedContext(DaemonContext):
             raise RuntimeError(
                 "ready() is for the daemon itself, within the body: not before, and not in a child it forked"
             )
+        if status is not None and not isinstance(status, str):
+            raise TypeError(f"status: a string or None, not {status!r}")
         if self._started:
             tell_manager(self._notify, STATUS=status)
         else:
