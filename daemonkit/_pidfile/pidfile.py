@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 
 from lockfile import NotLocked, NotMyLock
 from lockfile.pidlockfile import PIDLockFile
@@ -94,12 +95,14 @@ class PidFile(PIDLockFile):
 
     def read_pid(self) -> int | None:
         """Return the live holder's pid, or None. Reads only, and never disturbs a starter."""
+        if self.i_am_locking():  # also after a chroot, where the path leads nowhere
+            return os.getpid()
         holder = find_holder(self.path)
         return holder.pid if holder else None
 
     def is_locked(self) -> bool:
         """Tell whether a live process holds it."""
-        return find_holder(self.path) is not None
+        return self.read_pid() is not None
 
     def i_am_locking(self) -> bool:
         """Tell whether this process holds it, through whichever object."""
