@@ -6,12 +6,13 @@ import http.client
 import json
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
 
 import pytest
-from harness import eventually
+from harness import PATIENCE, eventually
 from supervising import supervising
 
 APPS = {
@@ -118,3 +119,37 @@ supervise({COMMANDS[kind]!r}, listen=sock, instances=2, wait_ready={kind == "wsg
         assert [event["exitcode"] for event in supervisor.events("exit")] == [0, 0] or kind == "asgi"
         summary = supervisor.stop()
         assert summary["exitcode"] == 0, json.dumps(summary)
+
+
+CELERY = """
+import os, time
+from celery import Celery
+app = Celery("jobs", broker="filesystem://", backend=None)
+folder = os.path.abspath("queue")
+app.conf.broker_transport_options = {"data_folder_in": folder, "data_folder_out": folder, "control_folder": os.path.abspath("control")}
+app.conf.worker_hijack_root_logger = False
+@app.task
+def job():
+    open("begun", "w").close()
+    while not os.path.exists("go"):
+        time.sleep(0.05)
+    open("finished", "w").close()
+"""
+
+
+def test_a_celery_worker_finishes_its_job_when_the_signal_goes_to_its_main_process_alone(tmp_path: Path) -> None:
+    pytest.importorskip("celery", reason="celery is not installed")
+    for name in ("queue", "control"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "jobs.py").write_text(CELERY)
+    command = [sys.executable, "-m", "celery", "-A", "jobs", "worker", "--pool=prefork", "-c", "1", "-l", "warning"]
+    body = f"supervise({command!r}, kill_mode='main', stop_timeout=1000, env={{**os.environ, 'C_FORCE_ROOT': '1'}})"
+    with supervising(tmp_path, body) as supervisor:
+        subprocess.run([sys.executable, "-c", "import jobs; jobs.job.delay()"], cwd=tmp_path, check=True)
+        eventually((tmp_path / "begun").exists)
+        supervisor.process.terminate()
+        eventually(lambda: "Warm shutdown" in supervisor.errors.read_text() or supervisor.process.poll() is None)
+        (tmp_path / "go").touch()
+        assert supervisor.process.wait(PATIENCE) == 0, supervisor.errors.read_text()
+        assert supervisor.summary()["instances"][0]["exitcode"] == 0
+    assert (tmp_path / "finished").exists()
