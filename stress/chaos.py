@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import harness
@@ -33,11 +34,12 @@ SUPERVISOR = f"""
             [sys.executable, "-S", "misbehave.py"], instances={INSTANCES}, restart="always", min_uptime=0.5, steady_after=1.0,
             backoff=daemonkit.Backoff(initial=0.1, maximum=1.0), stop_timeout=1.0, watchdog=4.0,
             max_memory=60 << 20, stdout="log", log_max_bytes=1 << 18, log_backups=100_000, on_event=tell,
+            kill_mode=sys.argv[1],
         )
     print(json.dumps([[one.starts, one.state] for one in summary.instances]))
 """
 
-# Counts a line only once it is written: of a program that is killed in between there is one more than it counted.
+# What it sets free on purpose is to outlive it. Counts a line only once it is written: of a program that is killed in between there is one more than it counted.
 MISBEHAVE = """
 import os, random, signal, socket, sys, time
 chance = random.Random()
@@ -63,6 +65,10 @@ def stray(how):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         while True: time.sleep(1)
 signal.signal(signal.SIGTERM, signal.SIG_IGN if chance.random() < 0.1 else signal.SIG_DFL)
+if chance.random() < 0.05:
+    sys.path += PATH
+    import daemonkit
+    open(f"free/{daemonkit.spawn_detached(['sleep', '1000']).pid}", "w").close()
 if chance.random() < 0.4: stray(chance.choice(["group", "session", "double", "bare"]))
 hoard = []
 what = chance.choice(["exit", "crash", "hang", "leak", "work", "work", "work"])
@@ -81,23 +87,30 @@ while True:
 def chaos(run: Run) -> None:
     """Let it run, with kills of the worker; then stop it and draw up the account."""
     folder = run.folder / "chaos"
-    for name in ("", "ledger", "strays"):
+    for name in ("", "ledger", "strays", "free"):
         (folder / name).mkdir()
-    (folder / "misbehave.py").write_text(MISBEHAVE)
+    (folder / "misbehave.py").write_text(MISBEHAVE.replace("PATH", repr(sys.path)))
     program = harness.write(folder, SUPERVISOR)
     killed = 0
     with (folder / "summary").open("w+") as out:
-        supervisor = subprocess.Popen([sys.executable, program], cwd=folder, stdout=out)
+        mode = run.chance.choice(["group", "main"])
+        supervisor = subprocess.Popen([sys.executable, program, mode], cwd=folder, stdout=out)
         for _ in run.until(run.seconds):
             harness.select.select([], [], [], run.chance.uniform(5, 15))
             with suppress(IndexError, ProcessLookupError):
-                os.kill(harness.children(supervisor.pid)[0], signal.SIGKILL)  # the worker
+                os.kill(_workers(supervisor.pid)[0], signal.SIGKILL)
                 killed += 1
         supervisor.terminate()
         status = supervisor.wait(60)
         out.seek(0)
         summary = json.loads(out.read())
     _draw_up(run, folder, summary, status, killed)
+
+
+def _workers(supervisor: int) -> list[int]:
+    """Return the worker process: what was set free comes to the supervisor too, once a worker was killed."""
+    words = Path(f"/proc/{supervisor}/cmdline").read_bytes()
+    return [pid for pid in harness.children(supervisor) if Path(f"/proc/{pid}/cmdline").read_bytes() == words]
 
 
 def _draw_up(run: Run, folder: Path, summary: list[list[object]], status: int, killed: int) -> None:
@@ -118,6 +131,12 @@ def _draw_up(run: Run, folder: Path, summary: list[list[object]], status: int, k
     strays = run.account("chaos: strays")
     for path in (folder / "strays").iterdir():
         strays.count(None, left=int(_is_of(folder, int(path.name))))
+    free = run.account("chaos: set free on purpose, and outlived all")
+    for path in (folder / "free").iterdir():
+        pid = int(path.name)
+        free.count(None if _is_of(folder, pid) else f"process {pid} was ended")
+        if _is_of(folder, pid):
+            os.kill(pid, signal.SIGKILL)
     left = [pid for pid in starts if harness.alive(pid) and _is_of(folder, pid)]
     account.left = len(left)
     lines = run.account("chaos: log lines")
