@@ -18,8 +18,6 @@ import harness
 import daemonkit
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from common import Run
 
 INSTANCES = 50
