@@ -111,8 +111,12 @@ _AT_EXIT: "list[Callable[[], object]]" = []
 
 @_atexit.register
 def _run_at_exit() -> None:
-    while _AT_EXIT:
-        _AT_EXIT.pop()()
+    try:
+        while _AT_EXIT:
+            _AT_EXIT.pop()()
+    finally:
+        if _AT_EXIT:  # one of them has raised, or a signal handler: the others count all the same
+            _run_at_exit()
 
 
 def _is_available() -> bool:

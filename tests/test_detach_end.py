@@ -47,6 +47,24 @@ def test_sigterm_works_though_the_caller_had_everything_blocked(tmp_path: Path) 
     assert stop(reported(tmp_path)["pid"]) == 0
 
 
+@pytest.mark.parametrize("number", ["TERM", "HUP"])
+def test_a_signal_that_comes_while_the_interpreter_ends_changes_nothing(tmp_path: Path, number: str) -> None:
+    """Python has taken its handlers away by then; whoever sends SIGTERM until the process is gone sends one there."""
+    run(
+        tmp_path,
+        f"""
+        with daemonkit.detached(pidfile="pid", working_directory="."):
+            class Late:
+                def __del__(self, kill=os.kill, pid=os.getpid(), number=int(signal.SIG{number})):
+                    kill(pid, number)
+            sys.late = Late()
+            report()
+    """,
+    )
+    assert ended(reported(tmp_path)["pid"]) == 0
+    assert not (tmp_path / "pid").exists()
+
+
 LOGGING = {
     "no logging set up": "",
     "a handler on stderr": "logging.basicConfig()",

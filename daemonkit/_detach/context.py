@@ -44,6 +44,7 @@ from daemonkit._system.descriptors import close_all, descriptor_of, give_up, han
 from daemonkit._system.fork import exit_status_of
 from daemonkit._system.pidfd import reap, require_pidfds
 from daemonkit._system.run_mark import set_free
+from daemonkit._system.signals import ALL_SIGNALS
 from daemonkit._system.streams import (
     STREAM_NAMES,
     fill_closed,
@@ -54,7 +55,7 @@ from daemonkit._system.streams import (
     remove_if_empty,
     reopen_log,
 )
-from daemonkit._system.unpatched import close, renew_hubs
+from daemonkit._system.unpatched import close, get_handler, renew_hubs, set_handler
 from daemonkit._system.users import Owner, change_owner, owner_of
 from daemonkit.errors import StartError
 
@@ -389,7 +390,7 @@ class DetachedContext(DaemonContext):
             self.pidfile.__enter__()
         self._notify = plan.notify
         self._is_open = True
-        AT_EXIT.append(self.close)
+        AT_EXIT.extend((self.close, self._ignore_signals))  # the last one is called first
         if not self.wait_ready:
             self._announce(None)
 
@@ -399,6 +400,22 @@ class DetachedContext(DaemonContext):
             close_all(set(open_descriptors()) - plan.keep - ours)
         else:
             give_up(plan.handed, plan.null)
+
+    def _ignore_signals(self) -> None:
+        """Ignore the signals that this context handles, as the process already ends.
+
+        The interpreter takes its handlers away some time before the process is gone. A second SIGTERM would kill it
+        then, and whoever waits for it would see a crash.
+        """
+        handled = ALL_SIGNALS if self.pid == os.getpid() else ()
+        while True:
+            try:
+                for number in handled:
+                    if getattr(get_handler(number), "__self__", None) is self:
+                        set_handler(number, signal.SIG_IGN)
+            except SystemExit:  # a SIGTERM came just now
+                continue
+            break
 
     def _announce(self, status: str | None) -> None:
         if self._reporter is not None:
