@@ -48,7 +48,7 @@ def test_a_new_release_serves_the_next_run(tmp_path: Path, deploy: str, how: str
         # As a shell does it: PWD has the link in it.
         body = f"os.chdir('current'); os.environ['PWD'] = {str(current)!r}\ndaemonkit.supervise({arguments}, min_uptime=0.1)"
     with supervising(tmp_path, body) as supervisor:
-        eventually(lambda: out.read_text().split()[0] == "1")
+        eventually(lambda: out.read_text().startswith("1 "))  # the file is there before its text
         first = eventually(lambda: children(supervisor.worker))[0]
         if deploy == "link":
             (tmp_path / "new").symlink_to("releases/2")
