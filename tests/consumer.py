@@ -142,7 +142,9 @@ def lock() -> None:
 def keep_running(command: Sequence[str]) -> None:
     def tell(event: daemonkit.Event) -> None:
         assert_type(event.instance, int)
-        assert_type(event.kind, Literal["start", "ready", "exit", "gave-up", "reload-failed", "memory", "watchdog"])
+        assert_type(
+            event.kind, Literal["start", "ready", "exit", "gave-up", "reload-failed", "memory", "watchdog", "unhealthy"]
+        )
         assert_type(event.pid, int)
         assert_type(event.exitcode, int | None)
         assert_type(event.time, float)

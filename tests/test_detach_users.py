@@ -163,7 +163,7 @@ def test_nothing_is_imported_after_a_change_of_user_or_root(tmp_path: Path, chan
     assert said == {**expected, "service": "False"}
     errors = (tmp_path / "app.err").read_text()
     assert "No module named" not in errors and "a warning" in errors and "a record 1" in errors
-    assert ("\nValueError: 11\n" in errors) == ("raise" in end)
+    assert ("\nValueError: 10\n" in errors) == ("raise" in end)
 
 
 @root_only

@@ -291,12 +291,14 @@ def test_a_supervisor_runs_restarts_reloads_and_stops(patched: Any, target: str)
 
 def test_a_supervisor_that_ends_by_itself_says_how(patched: Any) -> None:
     said = patched("""
+        subprocess.run(["true"])  # gevent watches children from here on
+        before = subprocess.Popen(["sleep", "0.2"])
         def work(): time.sleep(0.05); sys.exit(3)
         print(daemonkit.supervise(work, restart="never").instances[0].exitcode)
         print(daemonkit.supervise(["sh", "-c", "exit 4"], restart="never", wait_ready=True).instances[0].exitcode)
-        print(subprocess.run(["sh", "-c", "exit 5"]).returncode)
+        print(subprocess.run(["sh", "-c", "exit 5"]).returncode, before.wait())
     """)
-    assert said == "3\n4\n5\n"
+    assert said == "3\n4\n5 0\n"
 
 
 def test_sockets_of_either_kind_are_handed_to_instances(patched: Any) -> None:

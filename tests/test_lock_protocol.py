@@ -117,7 +117,8 @@ def _driven(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         "identity": lambda: _me().who,
         "start_of": lambda pid: _me().world.start_of(pid),
         "is_alive": lambda who: _me().world.start_of(who.pid) == who.started,
-        "wait_for_end": lambda _pid, _seconds: _me().wait(),
+        "wait_for_end": lambda _pid, _seconds, **_options: _me().wait(),
+        "pause": lambda _seconds: _me().wait(),
     }
     for name, value in instead.items():
         _replace(monkeypatch, name, value)
