@@ -501,7 +501,7 @@ def test_the_unit_of_a_file_runs_all_its_apps_in_their_order_and_reads_it_anew(m
         assert order.read_text().split() == ["db", "web"]
         machine.inside("/srv/daemonkit.toml").write_text(FILE.replace("echo web >>", "echo new >>"))
         assert machine.systemctl("reload", "site").returncode == 0
-        eventually(lambda: order.read_text().splitlines() == ["db", "web", "web ends", "new"])
+        eventually(lambda: order.read_text().splitlines() == ["db", "web", "new", "web ends"])  # rolled in
 
         def status() -> str:
             return machine.run("env", home, boot.PYTHON, "-m", "daemonkit", "status", "web").stdout
