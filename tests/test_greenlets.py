@@ -85,9 +85,9 @@ DAEMON = (
     + """
 with daemonkit.detached(pidfile="pid", stdout="log", stderr=daemonkit.STDOUT, working_directory=".", wait_ready=True) as d:
     use()
-    d.ready()
-    report()
     try:
+        d.ready()
+        report()
         wait()
     finally:
         print("finally")

@@ -2,10 +2,24 @@
 
 import os
 import socket
+import time
+
+PATIENCE = 10.0  # seconds: the store may be restarting
 
 
 def ask(line: str) -> str:
     """Send a command; return the answer."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return _ask_once(line)
+        except (FileNotFoundError, ConnectionError):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
+def _ask_once(line: str) -> str:
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(os.environ["STORE"])
         client.sendall(f"{line}\n".encode())
