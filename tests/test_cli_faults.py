@@ -29,6 +29,8 @@ $D start other --min-uptime 0.05 -- sleep 1000; echo start $?
 killed=$(sed 's/.*"up": .\\([0-9]*\\).*/\\1/' {home}/web.state)
 kill -9 $killed
 timeout {patience} sh -c "while grep -q '\\[$killed\\]' {home}/web.state 2>/dev/null; do sleep 0.05; done"; echo believed $?
+# The new run of what was killed takes a moment to be up.
+timeout {patience} sh -c "until $D status web >/dev/null; do sleep 0.1; done"
 $D status web; echo status $?
 timeout {patience} $D reload web; echo reload $?
 $D stop web; echo stop $?

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import harness
 import pytest
-from harness import ended, eventually, pid_in, run, stop, write
+from harness import alive, ended, eventually, pid_in, run, stop, write
 
 import daemonkit
 
@@ -106,7 +107,16 @@ print(daemonkit.Service({target}, signal_map={{"SIGHUP": again}}, **OPTIONS).sta
     for count in (1, 2):
         os.kill(int(done.stdout), signal.SIGHUP)
         eventually(lambda count=count: _lines(tmp_path).count("read anew") == count)  # type: ignore[misc]
-    assert stop(int(done.stdout)) == 0
+    pid = int(done.stdout)
+    if runner == "uvloop":  # a SIGTERM that comes inside a callback of its C code is swallowed: docs/howto/body.md
+        for _ in range(20):
+            os.kill(pid, signal.SIGTERM)
+            with contextlib.suppress(AssertionError):
+                eventually(lambda: not alive(pid), patience=1)
+                break
+        assert ended(pid) == 0
+    else:
+        assert stop(pid) == 0
     assert [line for line in _lines(tmp_path) if "closed" in line or line == "finally"][:1] == ["finally"]
 
 
