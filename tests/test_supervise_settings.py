@@ -206,15 +206,16 @@ supervise([sys.executable, "server.py"], listen=sock, instances=2, wait_ready=Tr
         thread = threading.Thread(target=load, args=(int((tmp_path / "port").read_text()),))
         thread.start()
         try:
-            for wish, events in (
-                ("{'instances': 4}", 4),
-                ("{'instances': 2}", 4),
-                ("{'instances': 3, 'env': {**os.environ, 'WORD': 'new'}}", 7),
+            for wish, starts, ends in (
+                ("{'instances': 4}", 4, 0),
+                ("{'instances': 2}", 4, 2),
+                ("{'instances': 3, 'env': {**os.environ, 'WORD': 'new'}}", 7, 4),
             ):
                 _wish(tmp_path, wish)
                 supervisor.process.send_signal(signal.SIGHUP)
-                supervisor.until("ready", events)
-            supervisor.until("exit", 4)
+                supervisor.until("ready", starts)
+                if ends:
+                    supervisor.until("exit", ends)  # or the next SIGHUP could find a wish that was read already
             before = len(seen)
             eventually(lambda: len(seen) > before + 50)
         finally:
