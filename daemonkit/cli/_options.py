@@ -13,8 +13,8 @@ from daemonkit._system.signals import signal_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Final
+    from collections.abc import Callable, Mapping
+    from typing import Any, Final
 
     from daemonkit.cli._app import Settings
 
@@ -275,3 +275,25 @@ def settings_of(options: argparse.Namespace) -> Settings:
     if options.command:
         settings["command"] = options.command
     return settings
+
+
+def words_of(settings: Mapping[str, Any]) -> list[str]:
+    """Return settings as the options that say them; a command is none."""
+    words: list[str] = []
+    for option in OPTIONS:
+        if option.name not in settings:
+            continue
+        value = settings[option.name]
+        if option.parse is None:
+            words.append(option.flag)
+        else:
+            words += [f"{option.flag}={_written(option.name, one)}" for one in (value if option.several else [value])]
+    return words
+
+
+def _written(name: str, value: object) -> str:
+    if isinstance(value, list) and name in {"ready_check", "health_check"}:
+        return shlex.join(value)
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return f"{value:o}" if name == "umask" else str(value)

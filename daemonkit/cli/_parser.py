@@ -134,6 +134,12 @@ def _unit(parser: argparse.ArgumentParser) -> None:
     _names(parser)
     parser.add_argument("--user", action="store_true", help="a unit for your own manager: systemctl --user")
     parser.add_argument("-f", "--file", metavar="FILE", help="all apps of this file, by one unit")
+    targets = ("systemd", "compose", "kubernetes", "nomad", "slurm")
+    what = "what is to run it: %(choices)s (systemd)"
+    parser.add_argument("--for", dest="target", choices=targets, default="systemd", metavar="ENGINE", help=what)
+    parser.add_argument(
+        "--image", metavar="IMAGE", help="with the program and daemonkit in it, for engines that run images"
+    )
 
 
 def _up(parser: argparse.ArgumentParser) -> None:
@@ -233,9 +239,10 @@ COMMANDS: Final = {
     ),
     "unit": _Command(
         "_unit.unit",
-        "print a systemd unit that runs the same app",
+        "print what runs the same app elsewhere: a systemd unit, or a manifest for another engine",
         "daemonkit unit web >/etc/systemd/system/web.service\n"
-        "  daemonkit unit web --user >~/.config/systemd/user/web.service",
+        "  daemonkit unit web --user >~/.config/systemd/user/web.service\n"
+        "  daemonkit unit -f daemonkit.toml --for kubernetes --image registry/site:1 >site.yaml",
         _unit,
     ),
 }

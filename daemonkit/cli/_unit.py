@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-import shlex
+import re
 import sys
 
 from daemonkit.cli import _app, _appfile, _say
-from daemonkit.cli._options import OPTIONS
+from daemonkit.cli._options import words_of
 from daemonkit.cli._plan import in_order
 
 TYPE_CHECKING = False
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from daemonkit.cli._app import Settings
     from daemonkit.cli._appfile import AppFile
+    from daemonkit.cli._manifest.replica import Wanted
 
 _START: Final = 90.0  # seconds; systemd's own limit
 _MARGIN: Final = 5.0  # seconds that the supervisor itself may take, beyond its instances' stop timeout
@@ -27,11 +28,14 @@ _MARGIN: Final = 5.0  # seconds that the supervisor itself may take, beyond its 
 def unit(options: argparse.Namespace) -> int:
     if bool(options.file) + bool(options.names) + options.all != 1:
         raise _say.Usage("give either NAME or -f FILE; see: daemonkit unit --help")
+    _check_target(options)
+    if options.target != "systemd":
+        print(_manifest_of(options), end="")
+        return 0
     if options.file:
         print(unit_of_file(_appfile.read(_appfile.find(options.file)), of_user=options.user), end="")
         return 0
-    apps = _app.apps() if options.all else _app.select(options.names)
-    units = {app.name: unit_of(app.name, app.settings(), of_user=options.user) for app in apps}
+    units = {app.name: unit_of(app.name, app.settings(), of_user=options.user) for app in _selected(options)}
     if len(units) == 1:
         print(*units.values(), end="")
     else:
@@ -39,18 +43,55 @@ def unit(options: argparse.Namespace) -> int:
     return 0
 
 
+def _selected(options: argparse.Namespace) -> list[_app.App]:
+    return _app.apps() if options.all else _app.select(options.names)
+
+
+def _check_target(options: argparse.Namespace) -> None:
+    target, image = options.target, options.image
+    if options.user and target != "systemd":
+        raise _say.Usage(f"--user is for systemd alone, not for {target}")
+    if image is None and target in {"compose", "kubernetes"}:
+        raise _say.Usage(f"{target} runs images: give --image IMAGE, one that has daemonkit and the program in it")
+    if image is not None and target == "systemd":
+        raise _say.Usage("systemd runs the program as it is here: leave --image out")
+    if image is not None and not re.fullmatch(r"[!-~]+", image):
+        raise _say.Usage(f"invalid IMAGE: {image!r}")
+
+
+def _manifest_of(options: argparse.Namespace) -> str:
+    """Return what runs the same apps on that engine; OSError, LookupError, ValueError."""
+    from importlib import import_module
+
+    apps = _wanted(options)
+    if not apps:
+        raise LookupError("there is no app; `daemonkit ls` lists all")
+    text: str = import_module(f"daemonkit.cli._manifest.{options.target}").manifest(apps, options.image)
+    return text
+
+
+def _wanted(options: argparse.Namespace) -> list[Wanted]:
+    from daemonkit.cli._manifest.replica import Wanted
+
+    if not options.file:
+        return [Wanted(app.name, app.settings()) for app in _selected(options)]
+    file = _appfile.read(_appfile.find(options.file))
+    folder = os.path.dirname(file.path)
+    others = [path for path in file.texts or () if path != file.path]
+    read = {os.path.relpath(path, folder): _appfile.variables_of(path) for path in others}
+    apps = []
+    for name in in_order({name: wish.after for name, wish in file.apps.items()}):
+        settings, after = file.apps[name]
+        env = settings.get("env", {}).items()
+        files = {path: variables for path, variables in read.items() if variables.items() <= env}
+        apps.append(Wanted(name, settings, after, files))
+    return apps
+
+
 def unit_of(name: str, settings: Settings, *, of_user: bool = False) -> str:
     """Return a systemd unit that runs the same app, for the system's manager or the user's: systemd.service(5)."""
     arguments = [sys.executable, "-m", "daemonkit", "run", name]
-    for option in OPTIONS:
-        if option.name not in settings or option.name in {"cwd", "env"}:
-            continue
-        value = settings[option.name]
-        if option.parse is None:
-            arguments.append(option.flag)
-        else:
-            values = value if option.several else [value]
-            arguments += [f"{option.flag}={_written(option.name, one)}" for one in values]
+    arguments += words_of({key: value for key, value in settings.items() if key not in {"cwd", "env"}})
     arguments += ["--", *settings["command"]]
     kept = settings.get("environment", os.environ)
     return _text(
@@ -114,14 +155,6 @@ def _text(  # noqa: PLR0913, PLR0917 - what a unit is made of
         f"KillMode=mixed\nTimeoutStartSec={_seconds(start_timeout)}\nTimeoutStopSec={_seconds(stop_timeout)}\nRestart=on-failure\n\n"
         f"[Install]\nWantedBy={target}\n"
     )
-
-
-def _written(key: str, value: object) -> str:
-    if isinstance(value, list) and key in {"ready_check", "health_check"}:
-        return shlex.join(value)
-    if isinstance(value, list):
-        return ",".join(map(str, value))
-    return f"{value:o}" if key == "umask" else str(value)
 
 
 def _seconds(value: float) -> str:

@@ -1,0 +1,1 @@
+"""What runs the same app elsewhere: manifests for other engines, by `daemonkit unit --for`."""

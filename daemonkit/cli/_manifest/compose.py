@@ -1,0 +1,122 @@
+"""A compose file, for Docker Compose and for Swarm: https://github.com/compose-spec/compose-spec/blob/main/spec.md."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+
+from daemonkit.cli._manifest.replica import HOME, Replica, comments
+from daemonkit.cli._manifest.yaml_text import dump
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any, Final
+
+    from daemonkit.cli._manifest.replica import Port, Wanted
+
+_RESTART: Final = {"always": ("always", "any"), "on-failure": ("on-failure", "on-failure"), "never": ("no", "none")}
+"""By the app's rule: that of Compose, and that of Swarm."""
+_HEAD: Final = (
+    "For docker compose up -d, and for Swarm: docker stack deploy -c compose.yaml NAME.",
+    "Swarm starts what a lost node had elsewhere, and replaces what fails its healthcheck; Compose alone does neither.",
+    "The environment that an app was started in stays behind: the image has its own, and --env is laid over that.",
+    "A replica's number ($DAEMONKIT_INSTANCE) comes from Swarm, from 1 on; with Compose alone each one is number 0.",
+)
+
+
+def manifest(apps: Sequence[Wanted], image: str) -> str:
+    names = _names([app.name for app in apps])
+    parts = [comments(_HEAD), "services:\n"]
+    for app in apps:
+        files, left = _env_files(app)
+        replica = Replica("compose", app._replace(settings={**app.settings, "env": left}, env_files=files))
+        if names[app.name] != app.name:
+            replica.remark(f"{app.name} is called {names[app.name]}, as Swarm allows no other name")
+        service = _service(replica, image, [names[other] for other in app.after if other in names])
+        text = comments(replica.remarks) + dump({names[app.name]: service})
+        parts.append(textwrap.indent(text, "  "))
+    return "".join(parts)
+
+
+def _names(names: Sequence[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name in names:
+        mended = re.sub(r"[^A-Za-z0-9_-]", "-", name).strip("-_")[:63] or "app"
+        while mended in found.values():
+            mended = f"{mended[:60]}-2"
+        found[name] = mended
+    return found
+
+
+def _service(replica: Replica, image: str, after: Sequence[str]) -> dict[str, Any]:
+    ports, addresses = replica.ports()
+    compose, swarm = _RESTART[replica.restart]
+    service: dict[str, Any] = {
+        "image": image,
+        "entrypoint": ["daemonkit"],  # whatever the image's own is
+        "command": [_escaped(word) for word in replica.run(listen=addresses)],
+        "restart": compose,
+        "stop_signal": "SIGTERM",  # daemonkit's own: it sends the app's
+        "stop_grace_period": f"{replica.grace}s",
+        "env_file": [*replica.env_files],
+        "environment": {"DAEMONKIT_HOME": HOME, "DAEMONKIT_INSTANCE": "{{.Task.Slot}}"}
+        | {name: _escaped(value) for name, value in replica.env.items()},
+        "user": ":".join(str(one) for one in replica.owner() if one is not None),
+        "working_dir": _escaped(replica.settings.get("cwd", "")),
+        "ports": _ports(replica, ports),
+        "healthcheck": {
+            "test": ["CMD", "daemonkit", "status", replica.name],
+            "interval": "10s",
+            "timeout": "10s",
+            "retries": 3,
+            "start_period": f"{replica.start_timeout}s",
+        },
+        "depends_on": {name: {"condition": "service_healthy"} for name in after},
+        "deploy": {
+            "replicas": replica.count,
+            "restart_policy": {"condition": swarm},
+            "update_config": {"order": "start-first", "failure_action": "rollback"},
+            "resources": {"limits": {"memory": f"{replica.memory}M"}} if replica.memory else {},
+        },
+    }
+    service["deploy"] = _without_empty(service["deploy"])
+    return _without_empty(service)
+
+
+def _env_files(app: Wanted) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+    """Return the files that Docker reads as we do, having no quotes, $ or spaces, and the variables that are left."""
+    files = {
+        path: variables
+        for path, variables in app.env_files.items()
+        if all(re.fullmatch(r"[\w./:@%+,=-]*", value) for value in variables.values())
+    }
+    covered = {name: value for variables in files.values() for name, value in variables.items()}
+    env: dict[str, str] = app.settings.get("env", {})
+    return files, {name: value for name, value in env.items() if covered.get(name) != value}
+
+
+def _ports(replica: Replica, ports: Sequence[Port]) -> list[str]:
+    """Return them in the short form: a range as long as there are replicas, where they would meet on one host."""
+    published = []
+    for port in ports:
+        last = port.number + replica.count - 1
+        many = f"{port.number}-{last}" if last > port.number else str(port.number)
+        published.append(f"{port.host}:{many}:{port.number}" if port.host else f"{many}:{port.number}")
+        if last > port.number:
+            replica.remark(
+                f"port {port.number}: Compose gives each replica one of {many}, so put a proxy before them, or set "
+                f"replicas: 1 and -i {replica.count}, which share one; Swarm spreads over all of them"
+            )
+        if port.host:
+            replica.remark(f"port {port.number}: Swarm publishes it on all addresses, not on {port.host} alone")
+    return published
+
+
+def _without_empty(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in table.items() if value not in ("", [], {})}
+
+
+def _escaped(text: str) -> str:
+    """Return a text that Compose does not put variables into."""
+    return text.replace("$", "$$")

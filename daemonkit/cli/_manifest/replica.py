@@ -1,0 +1,183 @@
+"""One app as an engine is to run it: `daemonkit run NAME -i 1` in each replica, and what has to be said about it."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import textwrap
+from collections import namedtuple
+
+from daemonkit.cli import _app
+from daemonkit.cli._import import toml
+from daemonkit.cli._manifest.mapping import cell, fields
+from daemonkit.cli._options import words_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from typing import Any, Final
+
+    from daemonkit.cli._app import Settings
+
+HOME: Final = "/tmp/daemonkit"  # noqa: S108 - in the replica; the command refuses a directory that is not its user's
+_MARGIN: Final = 5.0  # seconds that the supervisor itself may take, beyond its instances' stop timeout
+_FOR_EVER: Final = 365 * 86400  # seconds; engines know no infinity
+_OWN_MEMORY: Final = 64 << 20  # bytes that the supervisor itself may take
+_ALL_V4: Final = "0.0.0.0"  # noqa: S104 - in the replica, which is reached as the engine allows
+_ALL_V6: Final = "[::]"
+_ANY: Final = {"", "*", _ALL_V4, _ALL_V6}
+_LOOPBACK: Final = {"localhost": "127.0.0.1"}
+
+
+class Wanted(namedtuple("Wanted", ("name", "settings", "after", "env_files"), defaults=((), {}))):
+    """An app that a manifest is to be made for."""
+
+    __slots__ = ()
+    name: str
+    settings: Settings
+    after: tuple[str, ...]
+    env_files: dict[str, dict[str, str]]
+    """Files that variables came from, by their paths, relative to the app file."""
+
+
+class Port(namedtuple("Port", ("host", "number"))):
+    """A port to be published."""
+
+    __slots__ = ()
+    host: str
+    """The one address it is to be reached at; '' for all."""
+    number: int
+
+
+class Replica:
+    """One app on one engine."""
+
+    def __init__(self, engine: str, wanted: Wanted) -> None:
+        """Take the app; ValueError for what no manifest can hold."""
+        self.engine, self.name, self.settings = engine, wanted.name, wanted.settings
+        self.after, self.env_files = wanted.after, wanted.env_files
+        self.remarks: list[str] = []
+        """What the user has to know or to do."""
+        self.env: dict[str, str] = self.settings.get("env", {})
+        _check_text(self.name, {key: value for key, value in self.settings.items() if key != "environment"})
+        given = {**self.settings, "after": [*self.after], "env_file": [*self.env_files]}
+        for option in fields():
+            if given.get(option) and (remark := cell(option, engine).remark):
+                self.remarks.append(f"{_shown(option, given[option])}: {remark}")
+        if self.settings.get("instances") == "auto":
+            self.remark(
+                f'instances = "auto": this machine has {self.count} usable CPUs; give the number for the others'
+            )
+
+    def remark(self, text: str) -> None:
+        self.remarks.append(text)
+
+    @property
+    def count(self) -> int:
+        """How many replicas."""
+        return _app.count_of(self.settings)
+
+    @property
+    def restart(self) -> str:
+        return str(self.settings.get("restart", "on-failure"))
+
+    @property
+    def grace(self) -> int:
+        """Whole seconds within which it has ended after the request to."""
+        return whole(self.settings.get("stop_timeout", 10.0) + _MARGIN)
+
+    @property
+    def start_timeout(self) -> int:
+        return whole(self.settings.get("start_timeout", 30.0) + _MARGIN)
+
+    @property
+    def memory(self) -> int:
+        """MiB that the engine has to allow; 0: no limit.
+
+        A run that is above `max_memory` is replaced gracefully: for a while there are two.
+        """
+        most = self.settings.get("max_memory", "max")
+        return 0 if most == "max" else math.ceil((2 * most + _OWN_MEMORY) / (1 << 20))
+
+    @property
+    def uses_number(self) -> bool:
+        """Whether the instance's number matters."""
+        return any(sign in text for text in _texts(self._own()) for sign in ("{instance}", "DAEMONKIT_INSTANCE"))
+
+    def _own(self) -> Settings:
+        return {key: value for key, value in self.settings.items() if key != "environment"}
+
+    def run(self, *, number: str = "1", **others: object) -> list[str]:
+        """Return the words of `daemonkit run`; `others` are settings that are given there, whatever the table says."""
+        kept = {key: value for key, value in self._own().items() if cell(key, self.engine).inside} | others
+        return ["run", self.name, "-i", number, *words_of(kept), "--", *self.settings["command"]]
+
+    def owner(self) -> tuple[int | str | None, int | str | None]:
+        """Return user and group; a group alone is that of the user that it runs as here."""
+        user, group = self.settings.get("user"), self.settings.get("group")
+        return (os.geteuid() if user is None and group is not None else user), group
+
+    def ports(self) -> tuple[list[Port], list[str]]:
+        """Return the ports to be published, and the addresses to listen at in the replica."""
+        ports, addresses = [], []
+        for address in self.settings.get("listen", ()):
+            found = re.fullmatch(r"(.*):(\d{1,5})", address)
+            if address.startswith("unix:") or not found:
+                self.remark(f"listen = {toml(address)}: it is reached inside the replica alone; share it by a volume")
+                addresses.append(address)
+                continue
+            host, number = found[1], int(found[2])
+            inside = address if host in _ANY else f"{_ALL_V6 if host[:1] == '[' else _ALL_V4}:{number}"
+            if inside != address:
+                self.remark(f"listen = {toml(address)}: in the replica {inside}, as it has an address of its own")
+            if not number:
+                self.remark(f"listen = {toml(address)}: a port that nobody knows can't be published; give a number")
+            else:
+                ports.append(Port("" if host in _ANY else _LOOPBACK.get(host, host), number))
+            addresses.append(inside)
+        return ports, [*dict.fromkeys(addresses)]
+
+
+def whole(seconds: float) -> int:
+    """Return seconds as engines take them."""
+    return min(math.ceil(min(seconds, _FOR_EVER)), _FOR_EVER)
+
+
+def dns_label(name: str, longest: int = 52, taken: Iterable[str] = ()) -> str:
+    """Return a name as DNS allows it (RFC 1123, beginning with a letter), that is not taken."""
+    label = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    label = (label if label[:1].isalpha() else f"app-{label}")[:longest].rstrip("-")
+    others, number, base = {*taken}, 2, label
+    while label in others:
+        label, number = f"{base[: longest - 4]}-{number}", number + 1
+    return label
+
+
+def comments(remarks: Iterable[str]) -> str:
+    """Return each as a comment of as many lines as it takes."""
+    wrapped = [textwrap.wrap(text, 110, break_long_words=False, break_on_hyphens=False) for text in remarks]
+    return "".join(f"# {line}\n" for lines in wrapped for line in lines)
+
+
+def _shown(option: str, value: Any) -> str:  # noqa: ANN401 - any setting
+    if option == "env":
+        return f"env ({', '.join(value)})"
+    return f"{option} = {toml(value)}"
+
+
+def _check_text(name: str, settings: Mapping[str, Any]) -> None:
+    for option, value in settings.items():
+        try:
+            for text in _texts(value):
+                text.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{name}: {option}: it is not UTF-8, which a manifest has to be") from None
+
+
+def _texts(value: object) -> Iterable[str]:
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    if isinstance(value, list):
+        return [text for one in value for text in _texts(one)]
+    return [value] if isinstance(value, str) else []

@@ -1,0 +1,94 @@
+"""A batch script for Slurm, sbatch(1); of several apps, a script that submits one for each."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+
+from daemonkit.cli._manifest.replica import Replica, comments
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Final
+
+    from daemonkit.cli._manifest.replica import Wanted
+
+_VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_PLAIN: Final = re.compile(r"[\w./+@-]+")
+_HOME: Final = '"${TMPDIR:-/tmp}/daemonkit-$SLURM_JOB_ID"'
+_HEAD: Final = (
+    "scancel --batch --signal=TERM JOB stops it as daemonkit stop does.",
+    "Plain scancel signals all its processes at once, and kills them after the cluster's KillWait, 30 s by default.",
+    "A job whose node fails is queued again (--requeue); before its time limit daemonkit is asked to stop (--signal).",
+    "No --time is asked for, so that the partition's holds.",
+    "Its state: srun --overlap --jobid=JOB sh -c 'DAEMONKIT_HOME=${TMPDIR:-/tmp}/daemonkit-JOB daemonkit status NAME'",
+)
+
+
+def manifest(apps: Sequence[Wanted], image: str | None) -> str:
+    if len(apps) == 1:
+        return _script(apps[0], image)
+    parts = ["#!/bin/sh\n# Submits a job for each app: run this script itself, not with sbatch.\nset -e\n"]
+    jobs: dict[str, str] = {}
+    for number, app in enumerate(apps):
+        after = "".join(f":${jobs[other]}" for other in app.after if other in jobs)
+        jobs[app.name] = f"job{number}"
+        option = f" --dependency=after{after}" if after else ""
+        script, end = _script(app, image), f"end-of-{app.name}"
+        while end in script:
+            end += "-"
+        parts.append(f"\n{jobs[app.name]}=$(sbatch --parsable{option} <<'{end}'\n{script}{end}\n)\n")
+        parts.append(f'{jobs[app.name]}="${{{jobs[app.name]}%%;*}}"\necho "{app.name}: job ${jobs[app.name]}"\n')
+    return "".join(parts)
+
+
+def _script(app: Wanted, image: str | None) -> str:
+    replica = Replica("slurm", app)
+    if image:
+        replica.remark(
+            f"{image} is not used: a job runs the program as it is on the nodes; a container runtime of theirs, "
+            f"such as apptainer exec docker://{image}, would stand before daemonkit"
+        )
+    count = replica.settings.get("instances", 1)
+    together = count == "auto" or "listen" in replica.settings
+    inside = [f"{name}={value}" for name, value in replica.env.items() if not _VARIABLE.fullmatch(name)]
+    words = replica.run(number=str(count) if together else "1", env=inside)
+    cwd = replica.settings.get("cwd", "")
+    directives = [
+        f"--job-name={app.name}",
+        *([f"--array=0-{count - 1}"] if not together and count > 1 else []),
+        "--ntasks=1",
+        *_cpus(replica, together=together),
+        *([f"--mem={replica.memory * (replica.count if together else 1)}M"] if replica.memory else []),
+        "--no-requeue" if replica.restart == "never" else "--requeue",
+        f"--signal=B:TERM@{replica.grace}",
+        "--open-mode=append",
+        *([f"--chdir={cwd}"] if _PLAIN.fullmatch(cwd) else []),
+    ]
+    if together and count != 1:
+        replica.remark(f"instances: {count} of them in one job, on one node, as they share its sockets or CPUs")
+    kept = app.settings.get("environment", os.environ)
+    variables = {"PATH": kept.get("PATH", os.defpath), **replica.env}
+    lines = [
+        "#!/bin/sh\n",
+        *(f"#SBATCH {one}\n" for one in directives),
+        comments([*_HEAD, *replica.remarks]),
+        *(f"export {name}={shlex.quote(value)}\n" for name, value in variables.items() if _VARIABLE.fullmatch(name)),
+        f"export DAEMONKIT_HOME={_HOME}\n",
+        *([] if together or count == 1 else ['export DAEMONKIT_INSTANCE="$SLURM_ARRAY_TASK_ID"\n']),
+        *([] if _PLAIN.fullmatch(cwd) or not cwd else [f"cd {shlex.quote(cwd)} || exit\n"]),
+        f"exec {shlex.join([sys.executable, '-m', 'daemonkit', *words])}\n",
+    ]
+    return "".join(lines)
+
+
+def _cpus(replica: Replica, *, together: bool) -> list[str]:
+    if replica.settings.get("instances") == "auto":
+        replica.remark('instances = "auto": one for each CPU that the job gets: ask for them with --cpus-per-task')
+        return ["--exclusive"]
+    if together and replica.count > 1:
+        return [f"--cpus-per-task={replica.count}"]
+    return ["--cpus-per-task=1"] if "cpu_affinity" in replica.settings else []
