@@ -15,3 +15,8 @@ DEVNULL: Final = -3
 """The null device."""
 INHERIT: Final = -4
 """The caller's own stream."""
+
+
+def stands_for(value: object, *constants: int) -> bool:
+    """Tell whether a stream was given as one of these; a path in bytes must not be compared with them (python -bb)."""
+    return isinstance(value, int) and value in constants

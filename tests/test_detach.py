@@ -223,6 +223,22 @@ def test_it_leaves_nothing_of_dev_mode_to_complain_about(tmp_path: Path) -> None
     assert (tmp_path / "log").read_text() == ""
 
 
+def test_paths_in_bytes_may_be_given_where_python_forbids_to_compare_bytes_with_numbers(tmp_path: Path) -> None:
+    done = run(
+        tmp_path,
+        """
+        assert daemonkit.spawn_detached(["true"], stdin=b"/dev/null", stdout=b"out", pidfile=b"pid").wait() == 0
+        assert daemonkit.supervise([b"true"], stdout=b"out", min_uptime=0.01, restart="never").exitcode == 0
+        with daemonkit.detached(pidfile=b"pid", stdout=b"out", stderr=daemonkit.STDOUT, working_directory=b".") as d:
+            d.reopen()
+            report()
+    """,
+        flags=("-bb",),
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ended(reported(tmp_path)["pid"]) == 0
+
+
 def test_locks_that_the_caller_held_already_are_the_daemons_too(tmp_path: Path) -> None:
     run(
         tmp_path,

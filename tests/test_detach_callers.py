@@ -89,6 +89,28 @@ def test_a_running_event_loop_is_refused_and_a_loaded_asyncio_is_not(tmp_path: P
     assert ended(reported(tmp_path)["pid"]) == 0
 
 
+LOOPS = {
+    "trio": "import trio\n{main}\ntrio.run(main)",
+    "twisted": "from twisted.internet import reactor\n{main}\n"
+    "def step():\n    try: main().send(None)\n    except StopIteration: reactor.stop()\n"
+    "reactor.callWhenRunning(step); reactor.run()",
+}
+
+
+@pytest.mark.parametrize("library", LOOPS)
+def test_the_running_loop_of_another_library_is_refused_and_a_loaded_one_is_not(tmp_path: Path, library: str) -> None:
+    pytest.importorskip(library)
+    main = (
+        "async def main():\n"
+        "    try:\n        with daemonkit.detached(): pass\n"
+        "    except RuntimeError as error: print(error)"
+    )
+    body = LOOPS[library].format(main=main) + "\nwith daemonkit.detached(working_directory='.'): report()\n"
+    done = run(tmp_path, body)
+    assert done.stdout.startswith("an event loop runs in this thread") and done.returncode == 0, done
+    assert ended(reported(tmp_path)["pid"]) == 0
+
+
 GUARD = """
     import concurrent.futures, multiprocessing
     def square(number): return number * number
@@ -117,6 +139,18 @@ def test_a_child_of_multiprocessing_that_imports_the_main_program_is_no_second_d
     assert 'if __name__ == "__main__":' in facts["again"]
     if "detach_process" not in options:
         assert ended(facts["pid"]) == 0
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+@pytest.mark.parametrize("copy", ["billiard", "multiprocess"])
+def test_so_it_is_where_a_copy_of_multiprocessing_starts_the_child(tmp_path: Path, copy: str, method: str) -> None:
+    """Celery uses billiard, pathos uses multiprocess."""
+    pytest.importorskip(copy)
+    body = GUARD.format(method=method, use=USES["a process"], options="pidfile='pid', ")
+    run(tmp_path, body.replace("multiprocessing", f"{copy} as multiprocessing", 1))
+    facts = reported(tmp_path)
+    assert "RuntimeError: a child of multiprocessing imports the main program again" in facts["again"]
+    ended(facts["pid"])
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])

@@ -91,6 +91,8 @@ BEFORE = {
         True,
     ),
     "an inotify descriptor": ("import ctypes; f = ctypes.CDLL(None).inotify_init()", True),
+    "a directory": ("f = os.open('.', os.O_RDONLY); os.set_inheritable(f, True)", True),
+    "the source of random numbers": ("f = os.open('/dev/urandom', os.O_RDONLY); os.set_inheritable(f, True)", True),
     "a pipe": ("f, other = os.pipe(); os.set_inheritable(f, True)", False),
     "a socket": ("import socket; s = socket.socket(); f = s.fileno(); os.set_inheritable(f, True)", False),
     "a terminal": ("import pty; m, f = pty.openpty(); os.set_inheritable(f, True)", False),
@@ -117,16 +119,17 @@ def test_of_what_was_open_at_the_import_only_what_somebody_can_wait_for_is_given
 
 
 @pytest.mark.parametrize("detach", [True, False], ids=["detached", "in the foreground"])
-def test_a_lock_of_flock_1_is_given_up(tmp_path: Path, detach: bool) -> None:  # noqa: FBT001 - a parameter of the test
+@pytest.mark.parametrize("lock", ["lock", "."], ids=["a file", "a directory"])
+def test_a_lock_of_flock_1_is_given_up(tmp_path: Path, lock: str, detach: bool) -> None:  # noqa: FBT001 - a parameter of the test
     """As in a crontab: `flock -n lock app.py` is to hold the lock as long as app.py runs, and not its daemon."""
     body = f"with daemonkit.detached(working_directory='.', detach_process={detach}):\n    report()\n    wait()"
     program = harness.write(tmp_path, body)
-    with subprocess.Popen(["flock", "-n", "lock", sys.executable, program], cwd=tmp_path) as job:
+    with subprocess.Popen(["flock", "-n", lock, sys.executable, program], cwd=tmp_path) as job:
         facts = reported(tmp_path)
-        assert str(tmp_path / "lock") not in [entry["path"] for entry in facts["fds"].values()]
+        assert str(tmp_path / lock) not in [entry["path"] for entry in facts["fds"].values()]
         if detach:
             assert job.wait(harness.PATIENCE) == 0
-            assert subprocess.run(["flock", "-n", "lock", "true"], cwd=tmp_path, check=False).returncode == 0
+            assert subprocess.run(["flock", "-n", lock, "true"], cwd=tmp_path, check=False).returncode == 0
             assert stop(facts["pid"]) == 0
         else:
             os.kill(facts["pid"], signal.SIGTERM)

@@ -65,6 +65,32 @@ def test_a_signal_that_comes_while_the_interpreter_ends_changes_nothing(tmp_path
     assert not (tmp_path / "pid").exists()
 
 
+WAITING = {
+    "a thread": "threading.Thread(target=wait).start()",
+    "an executor": "import concurrent.futures; concurrent.futures.ThreadPoolExecutor(1).submit(wait)",
+}
+
+
+@pytest.mark.parametrize("start", WAITING.values(), ids=WAITING)
+def test_sigterm_is_no_error_where_the_body_is_over_and_its_threads_go_on(tmp_path: Path, start: str) -> None:
+    run(
+        tmp_path,
+        f"""
+        import atexit
+        def wait():  # in the end
+            while sys._current_frames()[threading.main_thread().ident].f_globals["__name__"] == "__main__": time.sleep(0.01)
+            report()
+            while True: time.sleep(0.1)
+        atexit.register(print, "exit handler")
+        with daemonkit.detached(pidfile="pid", stdout="log", stderr=daemonkit.STDOUT, working_directory="."):
+            {start}
+    """,
+    )
+    assert stop(reported(tmp_path)["pid"]) == 0
+    assert (tmp_path / "log").read_text() == "exit handler\n"
+    assert not (tmp_path / "pid").exists()
+
+
 LOGGING = {
     "no logging set up": "",
     "a handler on stderr": "logging.basicConfig()",

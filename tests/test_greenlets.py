@@ -109,6 +109,19 @@ def test_a_daemon_that_gives_up_every_descriptor_goes_on_too(patched: Any) -> No
     assert stop(pid_in(patched.directory / "pid")) == 0
 
 
+def test_eventlets_greenlets_may_run_on_asyncio(tmp_path: Path, library: str, order: str) -> None:
+    if library != "eventlet":
+        pytest.skip("eventlet's own")
+    hub = PATCH["eventlet"].replace(
+        "eventlet.monkey", "import eventlet.hubs; eventlet.hubs.use_hub('asyncio'); eventlet.monkey"
+    )
+    first = ORDERS[order].format(patch=hub, load=LOAD, at_work=AT_WORK)
+    text = f"{first}\n{PRELUDE}\nimport queue, select, subprocess\n{DAEMON}"
+    done = run(tmp_path, "", flags=("-W", "ignore", "-c", text))
+    assert done.returncode == 0, done  # eventlet itself complains of a fork before its loop runs, from 3.12 on
+    assert stop(pid_in(tmp_path / "pid")) == 0
+
+
 FAILING = """
 try:
     with daemonkit.detached(pidfile="pid", working_directory=".", wait_ready=True, start_timeout={timeout}):

@@ -12,7 +12,7 @@ import warnings
 from daemonkit._system.pidfd import launched
 from daemonkit._system.process import start_of
 from daemonkit._system.run_mark import children_of
-from daemonkit._system.unpatched import in_main_thread, other_threads
+from daemonkit._system.unpatched import drives_greenlets, in_main_thread, other_threads, running_loop
 from daemonkit._system.wait import deadline_after, wait_readable
 
 TYPE_CHECKING = False
@@ -42,8 +42,8 @@ def refuse_callers(*, detach: bool, meant: bool) -> None:
         raise RuntimeError("a notebook's kernel can't be a daemon: spawn_detached() or supervise() a script instead")
     if _has_running_loop():
         raise RuntimeError(
-            "an event loop runs in this thread and can't be forked: call detached() first, asyncio.run() in it; "
-            "in a notebook, spawn_detached() or supervise() a script instead"
+            "an event loop runs in this thread and can't be forked: call detached() first, and start the loop in its "
+            "body; in a notebook, spawn_detached() or supervise() a script instead"
         )
     if not meant and _under_pytest():
         raise RuntimeError(
@@ -53,9 +53,12 @@ def refuse_callers(*, detach: bool, meant: bool) -> None:
 
 
 def _is_importing_main() -> bool:
-    """Tell whether multiprocessing (spawn, forkserver) prepares a child: it says so for a check of its own."""
-    process = sys.modules.get("multiprocessing.process")
-    return process is not None and bool(getattr(process.current_process(), "_inheriting", False))
+    """Tell whether multiprocessing (spawn, forkserver) prepares a child: it notes this for a check of its own.
+
+    `multiprocess` and `billiard` (of celery) are other people's copies of multiprocessing.
+    """
+    copies = (sys.modules.get(f"{name}.process") for name in ("multiprocessing", "multiprocess", "billiard"))
+    return any(hasattr(copy.current_process(), "_inheriting") for copy in copies if copy)
 
 
 def _in_kernel() -> bool:
@@ -64,14 +67,19 @@ def _in_kernel() -> bool:
 
 
 def _has_running_loop() -> bool:
-    asyncio = sys.modules.get("asyncio")  # whoever runs a loop has imported it
-    if asyncio is None:
+    """Tell whether an event loop runs in this thread: asyncio's, trio's or Twisted's."""
+    if (loop := running_loop()) and not drives_greenlets(loop):
+        return True
+    reactor, threads = (sys.modules.get(f"twisted.{name}") for name in ("internet.reactor", "python.threadable"))
+    if reactor and threads and reactor.running and threads.isInIOThread():
+        return True
+    sniffio = sys.modules.get("sniffio")  # trio tells it that it runs
+    if sniffio is None:
         return False
     try:
-        asyncio.get_running_loop()
-    except RuntimeError:
+        return bool(sniffio.current_async_library() != "asyncio")
+    except sniffio.AsyncLibraryNotFoundError:
         return False
-    return True
 
 
 def _under_pytest() -> bool:

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from daemon import daemon as _base
 from daemon.daemon import DaemonContext
 
-from daemonkit._constants import STDOUT
+from daemonkit._constants import STDOUT, stands_for
 from daemonkit._detach import handshake
 from daemonkit._detach.callers import refuse_callers, warn_of_losses
-from daemonkit._detach.crash import log_crash, reason_of, show_crash
+from daemonkit._detach.crash import hide_exit_from_shutdown, log_crash, reason_of, show_crash
 from daemonkit._detach.load_ahead import load_ahead
 from daemonkit._detach.notify import connect_manager, refusals_told, tell_manager
 from daemonkit._detach.options import (
@@ -243,6 +243,7 @@ class DetachedContext(DaemonContext):
 
     def terminate(self, signal_number: int, stack_frame: FrameType | None) -> NoReturn:  # noqa: ARG002 - a handler's arguments
         """Handle SIGTERM: raise SystemExit(0) in the main thread, so that ``finally`` blocks and exit handlers run."""
+        hide_exit_from_shutdown(stack_frame)
         raise SystemExit(0)
 
     # --- what the body calls --------------------------------------------------------------------------------------
@@ -281,7 +282,7 @@ class DetachedContext(DaemonContext):
                 raise
             _logger.warning("the log was not reopened, so the old file is written on: %s", error)
         else:
-            if self.stderr == STDOUT and self._logs:
+            if stands_for(self.stderr, STDOUT) and self._logs:
                 os.dup2(1, 2)
 
     # --- in the caller --------------------------------------------------------------------------------------------
@@ -352,7 +353,7 @@ class DetachedContext(DaemonContext):
             if value is None and not self.detach_process:
                 sources.append(None)
                 continue
-            if value == STDOUT and name == "stderr":
+            if stands_for(value, STDOUT) and name == "stderr":
                 value = sources[1].fd if sources[1] else 1
             source = open_source(name, value, umask, heir)
             sources.append(source)

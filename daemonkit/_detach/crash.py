@@ -6,7 +6,12 @@ import contextlib
 import logging
 import os
 import sys
+import threading
 import traceback
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
 
 _logger = logging.getLogger("daemonkit")
 
@@ -35,6 +40,22 @@ def show_crash(text: str) -> None:
     """Print the traceback of a start that failed, as the interpreter would at its end."""
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.write(text)
+
+
+def hide_exit_from_shutdown(frame: FrameType | None) -> None:
+    """Have the interpreter not print the SystemExit that is about to be raised, if it only waits for the last threads.
+
+    Such an exception ends that wait, and the exit handlers run. But the interpreter shows it as an error.
+    """
+    while frame and frame.f_back:
+        frame = frame.f_back
+    if frame and frame.f_globals is vars(threading):
+        sys.unraisablehook = _show_all_but_exits
+
+
+def _show_all_but_exits(unraisable: sys.UnraisableHookArgs) -> None:
+    if not issubclass(unraisable.exc_type, SystemExit):
+        sys.__unraisablehook__(unraisable)
 
 
 def _writes_stderr(handler: logging.Handler) -> bool:

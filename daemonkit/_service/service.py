@@ -8,7 +8,7 @@ from __future__ import annotations
 import _signal  # the numbers alone: `signal` takes 4 ms to load
 import os
 
-from daemonkit._constants import STDOUT
+from daemonkit._constants import STDOUT, stands_for
 from daemonkit._pidfile.holder import pidfile_path
 
 TYPE_CHECKING = False
@@ -238,7 +238,7 @@ def _is_plain(name: str, value: object) -> bool:
         return name in {*_STREAMS, "umask", "start_timeout", "detach_process", "signal_map"}
     if name in _PATHS:
         is_path = isinstance(value, (str, os.PathLike)) and os.fspath(value) and "\0" not in os.fsdecode(value)
-        return bool(is_path) or (name == "stderr" and value == STDOUT)
+        return bool(is_path) or (name == "stderr" and stands_for(value, STDOUT))
     if name in _SWITCHES:
         return isinstance(value, bool)
     if name == "signal_map":

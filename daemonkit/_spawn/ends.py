@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from daemonkit._constants import DEVNULL, INHERIT, PIPE, STDOUT
+from daemonkit._constants import DEVNULL, INHERIT, PIPE, STDOUT, stands_for
 from daemonkit._system.descriptors import inode
 from daemonkit._system.streams import STREAM_NAMES, check_stream, open_source, remove_if_empty
 from daemonkit._system.unpatched import close
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def check_streams(options: Mapping[str, StreamOption], data: object) -> None:
     """Refuse streams and an input that can't be used: TypeError, ValueError."""
     for name, value in options.items():
-        if not (isinstance(value, int) and value in (PIPE, INHERIT)):
+        if not stands_for(value, PIPE, INHERIT):
             check_stream(name, value)
     if data is None:
         return
@@ -50,17 +50,18 @@ def open_streams(  # noqa: PLR0913, PLR0917 - options, and the two stacks that c
     for name, value in options.items():
         if name == "stdin" and data is not None:
             fd = input_file(data)
-        elif value is None or value == DEVNULL:
+        elif value is None or stands_for(value, DEVNULL):
             fds.append(null)
             continue
-        elif value == STDOUT and name == "stderr":
+        elif stands_for(value, STDOUT) and name == "stderr":
             fds.append(fds[1])
             continue
-        elif value == PIPE:
+        elif stands_for(value, PIPE):
             fd, pipes[name] = _pipe(name)
             undo.callback(pipes[name].close)
         else:
-            source = open_source(name, STREAM_NAMES.index(name) if value == INHERIT else value, umask, owner)
+            given = STREAM_NAMES.index(name) if stands_for(value, INHERIT) else value
+            source = open_source(name, given, umask, owner)
             fd = source.fd
             if source.created and source.path:
                 undo.callback(remove_if_empty, source.path, inode(fd))

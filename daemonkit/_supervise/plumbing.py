@@ -9,7 +9,7 @@ import stat
 import time
 from dataclasses import dataclass, field, replace
 
-from daemonkit._constants import INHERIT, PIPE, STDOUT
+from daemonkit._constants import INHERIT, PIPE, STDOUT, stands_for
 from daemonkit._supervise.logs import Descriptor, Log
 from daemonkit._supervise.pump import Pump
 from daemonkit._system.check import absolute_path
@@ -138,7 +138,7 @@ def settle_streams(
     """Return what the options `stdin`, `stdout`, `stderr` mean; the stack closes what was opened."""
     found: list[Stream] = []
     for number, (name, value) in enumerate(options.items()):
-        if value == PIPE and isinstance(value, int):
+        if stands_for(value, PIPE):
             raise ValueError(f"{name}: PIPE has nobody to read it here; give a path or a descriptor")
         if isinstance(value, (str, bytes, os.PathLike)):
             check_path(name, value)
@@ -146,11 +146,11 @@ def settle_streams(
                 for index in range(count):
                     close(open_source(name, of_instance(os.fsdecode(value), index), umask).fd)
             found.append(Stream(path=absolute_path(os.fsdecode(value))))
-        elif value == INHERIT or (value is None and number):
+        elif stands_for(value, INHERIT) or (value is None and number):
             found.append(_handed_on(number))
         else:
             check_stream(name, value)
-            if value == STDOUT and name == "stderr":
+            if stands_for(value, STDOUT) and name == "stderr":
                 found.append(found[1])
                 continue
             source = open_source(name, value, umask)

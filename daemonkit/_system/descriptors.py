@@ -117,16 +117,18 @@ def _is_file(fd: int, file: tuple[int, int, int]) -> bool:
 
 
 def _may_be_awaited(fd: int) -> bool:
-    """Tell whether anybody can notice that this descriptor is closed.
+    """Tell whether anybody can notice that this descriptor is closed: it is a pipe, a socket or a terminal.
 
-    Nobody waits for a regular file or for an epoll, inotify or event descriptor (which have no file type), and a
-    library may have opened it before daemonkit was imported. A regular file with a lock of flock(1) is different:
-    somebody may wait for that lock. But not if this very process took it, as HDF5 locks what it opens.
+    Nobody waits for a file, a directory, another device (/dev/urandom) or an epoll, inotify or event descriptor (which
+    have no file type), and a library may have opened it before daemonkit was imported. A lock of flock(1) on it is
+    different: somebody may wait for that lock. But not if this very process took it, as HDF5 locks what it opens.
     """
     mode = os.fstat(fd).st_mode
     if stat.S_IFMT(mode) == 0:
         return False
-    return not stat.S_ISREG(mode) or _flock_holder(fd) not in {None, os.getpid()}
+    if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(fd):
+        return True
+    return _flock_holder(fd) not in {None, os.getpid()}
 
 
 def _flock_holder(fd: int) -> int | None:

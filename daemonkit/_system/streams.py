@@ -11,7 +11,7 @@ import stat
 import sys
 from collections import namedtuple
 
-from daemonkit._constants import DEVNULL, STDOUT
+from daemonkit._constants import DEVNULL, STDOUT, stands_for
 from daemonkit._system.check import absolute_path
 from daemonkit._system.descriptors import descriptor_of, inode, is_open
 from daemonkit._system.unpatched import close
@@ -48,9 +48,7 @@ def check_stream(name: str, value: object) -> None:
     if isinstance(value, (str, bytes, os.PathLike)):
         check_path(name, value)
         return
-    if value is None or (isinstance(value, int) and value == DEVNULL):
-        return
-    if isinstance(value, int) and value == STDOUT and name == "stderr":
+    if value is None or stands_for(value, DEVNULL) or (stands_for(value, STDOUT) and name == "stderr"):
         return
     fd = descriptor_of(name, value)
     try:
@@ -83,7 +81,7 @@ def open_source(name: str, value: StreamOption, umask: int | None, owner: Owner 
 
     Logs are opened by `open_log`. Raises OSError with the path.
     """
-    if value is None or value == DEVNULL:
+    if value is None or stands_for(value, DEVNULL):
         return Source(_lifted(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), name))
     if isinstance(value, (str, bytes, os.PathLike)):
         path = absolute_path(os.fsdecode(value))

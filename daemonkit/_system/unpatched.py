@@ -94,4 +94,18 @@ def renew_hubs(*, closed: bool = False) -> None:
             gevent.get_hub().destroy(destroy_loop=True)
         gevent.reinit()
     if hubs := sys.modules.get("eventlet.hubs"):
+        if drives_greenlets(running_loop()):
+            sys.modules["asyncio"]._set_running_loop(None)  # noqa: SLF001 - meant for those who implement loops
         hubs.use_hub(type(hubs.get_hub()))
+
+
+def running_loop() -> object:
+    """Return the asyncio event loop that runs in this thread, None if there is none."""
+    asyncio = sys.modules.get("asyncio")  # whoever runs a loop has imported it
+    return asyncio and asyncio._get_running_loop()  # noqa: SLF001 - as above
+
+
+def drives_greenlets(loop: object) -> bool:
+    """Tell whether that loop is the one on which eventlet's asyncio hub runs its greenlets."""
+    hubs = sys.modules.get("eventlet.hubs")
+    return hubs is not None and loop is not None and getattr(hubs.get_hub(), "loop", None) is loop
