@@ -67,7 +67,7 @@ def become_check(settings: Settings, index: int, kind: CheckKind, output: int, p
         _enter_directory(settings)
         path = find_program(program, settings.env, None)
         _become_user(settings, parent)
-        os.execve(path, argv, {**settings.env, b"DAEMONKIT_INSTANCE": b"%d" % index})  # noqa: S606 - no shell
+        os.execve(path, argv, {**settings.env, b"DAEMONKIT_INSTANCE": settings.number_of(index)})  # noqa: S606 - no shell
     except BaseException as error:  # noqa: BLE001 - the last thing this process does
         text = "".join(traceback.format_exception_only(error))
         genuine(os.write)(2, text.encode(errors="backslashreplace"))
@@ -130,7 +130,7 @@ def _enter_directory(settings: Settings) -> None:
 
 
 def _environment(settings: Settings, index: int, address: bytes | str) -> dict[bytes, bytes]:
-    environment = {**settings.env, b"DAEMONKIT_INSTANCE": b"%d" % index}
+    environment = {**settings.env, b"DAEMONKIT_INSTANCE": settings.number_of(index)}
     if settings.listen:
         environment[b"LISTEN_FDS"] = b"%d" % len(settings.listen)
         environment[b"LISTEN_PID"] = b"%d" % os.getpid()

@@ -86,6 +86,8 @@ class Settings:
     checks: CheckSettings | None
     cpus: tuple[int, ...]
     instances: int
+    number: str | None
+    """That of a single instance, where another engine numbers them; None: from 0 on."""
     rules: Rules
     stop_signal: int
     max_memory: int | None
@@ -96,6 +98,10 @@ class Settings:
     listen: tuple[int, ...] = ()
     bound: frozenset[int] = frozenset()
     """Those of them that nobody has handed in."""
+
+    def number_of(self, index: int) -> bytes:
+        """Return the number that an instance is told."""
+        return b"%d" % index if self.number is None or self.instances > 1 else self.number.encode()
 
     def descriptors(self) -> list[int]:
         """Return all descriptors above 2 that instances are given, and those that the worker needs for them."""
@@ -193,6 +199,7 @@ def check(options: Mapping[str, Any]) -> Settings:
         checks=_checks(options),
         cpus=cpus,
         instances=count,
+        number=options["number"],
         rules=rules,
         stop_signal=number,
         max_memory=memory,

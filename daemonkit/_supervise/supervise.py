@@ -104,7 +104,14 @@ def supervise(  # noqa: PLR0913 - each is an option of its own, and keyword-only
     >>> daemonkit.supervise(["true"], instances=2).exitcode
     0
     """
-    options = dict(locals())  # the arguments, by their names
+    return supervise_by({**locals(), "number": None})  # the arguments, by their names
+
+
+def supervise_by(options: dict[str, Any]) -> Summary:
+    """Do what `supervise` does, with its arguments by their names.
+
+    There is one more, `number`: what a single instance has as its number, instead of 0.
+    """
     on_event, on_reload = options.pop("on_event"), options.pop("on_reload")
     if not in_main_thread():
         raise RuntimeError("supervise() must be called in the main thread: signal handlers are its own")

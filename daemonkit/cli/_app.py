@@ -188,6 +188,18 @@ def count_of(settings: Settings) -> int:
     return len(os.sched_getaffinity(0)) if count == "auto" else int(count)
 
 
+def number_from_outside(settings: Settings) -> str | None:
+    """Return the number that another engine has given to the one instance that there is; None if it has not."""
+    number = os.environ.get("DAEMONKIT_INSTANCE", "")
+    return number if re.fullmatch("[0-9]+", number) and count_of(settings) == 1 else None
+
+
+def numbered(settings: Settings, number: str | None) -> Settings:
+    """Return the settings with this number instead of ``{instance}``."""
+    named = {key: settings[key] for key in ("stdin", "stdout", "stderr", "log", "log_format") if settings.get(key)}
+    return settings | {key: text.replace("{instance}", number) for key, text in named.items()} if number else settings
+
+
 def streams_of(settings: Settings, default_log: str | None) -> tuple[str | None, str | None, str | None]:
     """Return the supervisor's own log, and the paths of the program's stdout and stderr, which may have {instance}.
 

@@ -24,9 +24,21 @@ _TOLD: Final = frozenset({"gave-up", "memory", "watchdog", "unhealthy", "reload-
 class Hook:
     """A command that is run at events: launched and left alone, it neither holds up the app nor ends with it."""
 
-    def __init__(self, command: str, app: str, environment: Mapping[str, str], cwd: str, log: str | None) -> None:
-        """Take the command, for /bin/sh; its output goes to the log, None for the supervisor's own streams."""
+    def __init__(  # noqa: PLR0913, PLR0917 - what a run of it is made of
+        self,
+        command: str,
+        app: str,
+        environment: Mapping[str, str],
+        cwd: str,
+        log: str | None,
+        number: str | None = None,
+    ) -> None:
+        """Take the command, for /bin/sh; its output goes to the log, None for the supervisor's own streams.
+
+        `number` is that of the only instance, None to count from 0 on.
+        """
         self._command, self._app, self._environment, self._cwd, self._log = command, app, environment, cwd, log
+        self._number = number
         self._running: list[object] = []
 
     def tell(self, event: Event, *, wished: bool) -> None:
@@ -42,7 +54,7 @@ class Hook:
         variables = {
             "DAEMONKIT_APP": self._app,
             "DAEMONKIT_EVENT": event.kind,
-            "DAEMONKIT_INSTANCE": str(event.instance),
+            "DAEMONKIT_INSTANCE": self._number or str(event.instance),
             "DAEMONKIT_PID": str(event.pid),
             "DAEMONKIT_EXITCODE": "" if event.exitcode is None else str(event.exitcode),
         }

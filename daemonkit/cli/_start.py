@@ -293,9 +293,10 @@ def run_app(app: App, settings: Settings) -> NoReturn:
     _app.make_home()
     if app.holder():
         raise _say.Failure(_runs_already(app))
-    check_startable(settings, app)
-    log, *_ = _app.streams_of(settings, app.default_log)
-    paths = _app.log_paths(settings, app.default_log)
+    own = _app.numbered(settings, _app.number_from_outside(settings))
+    check_startable(own, app)
+    log, *_ = _app.streams_of(own, app.default_log)
+    paths = _app.log_paths(own, app.default_log)
     set_title(f"daemonkit: {app.name}")
     with _logview.shown_meanwhile(paths):
         context = detached(
@@ -324,9 +325,10 @@ def keep_in_foreground(name: str, settings: Settings, tell_ready: Callable[[], o
     """
     from daemonkit import detached
 
-    check_startable(settings, app)
+    own = _app.numbered(settings, _app.number_from_outside(settings))
+    check_startable(own, app)
     set_title(f"daemonkit: {name}")
-    log, pidfile = settings.get("log"), app.pidfile if app else None
+    log, pidfile = own.get("log"), app.pidfile if app else None
     with detached(pidfile=pidfile, stdout=log, stderr=log, prevent_core=False, detach_process=False):
         return _supervise(settings, _Told(tell_ready), app, log, list, must_start=False)
 
@@ -345,8 +347,9 @@ def _run_nameless(given: Settings) -> NoReturn:
     from daemonkit import detached
 
     settings = _in_a_directory(given) | {"environment": dict(os.environ)}
-    check_startable(settings)
-    log, *_ = _app.streams_of(settings, None)
+    own = _app.numbered(settings, _app.number_from_outside(settings))
+    check_startable(own)
+    log, *_ = _app.streams_of(own, None)
     context = detached(detach_process=False, wait_ready=True, stdout=log, stderr=log, prevent_core=False)
     _heed_nohup(context)
     with context:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from daemonkit._supervise import Backoff, supervise
 from daemonkit._supervise.describe import BACKGROUND
 from daemonkit._supervise.logs import log_at
+from daemonkit._supervise.supervise import supervise_by
 from daemonkit._system.streams import open_log
 from daemonkit.cli import _app, _say
 from daemonkit.cli._hook import Hook
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("daemonkit")
 
 _START_ENDS_WITHIN: Final = 60.0  # seconds, far more than that takes
-_DEFAULTS: Final = supervise.__kwdefaults__ or {}
+_DEFAULTS: Final = {**(supervise.__kwdefaults__ or {}), "number": None}
 _OWN: Final = frozenset({"log", "env", "on_event"})
 """Options that are not `supervise`'s."""
 
@@ -74,8 +75,7 @@ class Supervisor:
         self._settings, self._context, self._app, self._log = settings, context, app, log
         self._last_lines, self._must_start = last_lines, must_start
         self._default_log = app.default_log if app and log else None
-        logs = _app.log_paths(settings, self._default_log)
-        self._journal = Journal(settings, logs, foreground=not must_start)
+        self._journal = Journal(settings, self._logs_of(settings), foreground=not must_start)
         self._said: list[str] | None = None
         self._hook = self._make_hook()
         self._is_up = mmap.mmap(-1, 1)
@@ -96,9 +96,8 @@ class Supervisor:
             self._app.take_proposal()  # one that the supervisor before was killed over
         options = self._options(self._settings)
         try:
-            summary = supervise(
-                self._settings["command"], on_event=self._on_event, on_reload=self._on_reload, **options
-            )
+            callbacks = {"on_event": self._on_event, "on_reload": self._on_reload}
+            summary = supervise_by({**_DEFAULTS, "target": self._settings["command"], **options, **callbacks})
         except BaseException:
             journal.end_badly()
             self._write_state()
@@ -115,7 +114,8 @@ class Supervisor:
         if "on_event" not in self._settings:
             return None
         settings, name = self._settings, self._app.name if self._app else ""
-        return Hook(settings["on_event"], name, environment_in_effect(settings), settings.get("cwd", "/"), self._log)
+        environment, number = environment_in_effect(settings), self._number(settings)
+        return Hook(settings["on_event"], name, environment, settings.get("cwd", "/"), self._log, number)
 
     def _note(self, record: logging.LogRecord) -> bool:
         """Keep for `start` that the program puts itself into the background; the record is logged in any case."""
@@ -161,7 +161,7 @@ class Supervisor:
         if proposed and not self._journal.is_refused:
             self._settings = proposed
             self._hook = self._make_hook()
-            self._journal.state["logs"] = _app.log_paths(proposed, self._default_log)
+            self._journal.state["logs"] = self._logs_of(proposed)
             try:
                 self._app.save(proposed)
             except OSError as error:
@@ -170,9 +170,18 @@ class Supervisor:
             self._journal.follow(self._settings)
             self._journal.forget_unwanted(_app.count_of(self._settings))
 
+    def _number(self, settings: Settings) -> str | None:
+        return None if self._must_start else _app.number_from_outside(settings)
+
+    def _logs_of(self, settings: Settings) -> list[str]:
+        return _app.log_paths(_app.numbered(settings, self._number(settings)), self._default_log)
+
     def _options(self, settings: Settings) -> dict[str, Any]:
         """Return the settings as arguments of `supervise`."""
+        number = self._number(settings)
+        settings = _app.numbered(settings, number)
         options = {o.name: settings[o.name] for o in OPTIONS if o.name in settings and o.name not in _OWN}
+        options["number"] = number
         options["backoff"] = _StartOnce(*options.get("backoff", ()), is_up=self._is_up)
         if stop_signal := options.get("stop_signal"):
             options["stop_signal"] = signal_number(stop_signal)
