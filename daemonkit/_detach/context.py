@@ -14,7 +14,6 @@ import signal
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 
 from daemon import daemon as _base
 from daemon.daemon import DaemonContext
@@ -43,6 +42,7 @@ from daemonkit._system.at_exit import AT_EXIT
 from daemonkit._system.descriptors import close_all, descriptor_of, give_up, handed_descriptors, inode, open_descriptors
 from daemonkit._system.fork import exit_status_of
 from daemonkit._system.pidfd import reap, require_pidfds
+from daemonkit._system.record import record
 from daemonkit._system.run_mark import set_free
 from daemonkit._system.signals import ALL_SIGNALS
 from daemonkit._system.streams import (
@@ -71,7 +71,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("daemonkit")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class _Plan:
     """What the daemon is to do to itself, as the caller has prepared it."""
 

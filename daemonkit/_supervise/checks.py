@@ -15,9 +15,9 @@ import select
 import signal
 import socket
 import time
-from dataclasses import dataclass
 
 from daemonkit._supervise.strays import signal_group
+from daemonkit._system.record import record
 from daemonkit._system.sockets import Socket
 from daemonkit._system.unpatched import close, genuine
 
@@ -39,7 +39,7 @@ _READ: Final = 1 << 16
 _TAIL: Final = 2000  # bytes of what a check prints that are kept
 
 
-@dataclass(eq=False)
+@record(eq=False)
 class Check:
     """One kind of check for one run."""
 

@@ -12,7 +12,6 @@ import signal
 import socket
 import time
 from _pickle import dumps  # pickle itself takes 400 KB in each process
-from dataclasses import dataclass, field, replace
 
 from daemonkit._supervise import marks
 from daemonkit._supervise.adopted import Adopted
@@ -26,6 +25,7 @@ from daemonkit._system.descriptors import close_all, inheritable_descriptors
 from daemonkit._system.fork import fork_child
 from daemonkit._system.libc import c_handler_kept, load_libc
 from daemonkit._system.process import has_terminal
+from daemonkit._system.record import field, record, replace
 from daemonkit._system.sockets import socketpair
 from daemonkit._system.unpatched import close, get_handler, poll, set_handler
 
@@ -46,7 +46,7 @@ _FDS: Final = 200  # in one message; unix(7) allows 253
 _WORKER_BACKOFF: Final = Backoff(initial=0.1, maximum=0.4)  # it is back within a second
 
 
-@dataclass
+@record
 class _Record:
     state: State = "backoff"
     starts: int = 0
@@ -163,8 +163,8 @@ class Guardian:
             Instance(index, settings.rules, state=record.state if record.state in FINAL else "backoff")
             for index, record in enumerate(self._records[: settings.instances])
         ]
-        for instance, record in zip(instances, self._records, strict=False):
-            instance.exitcode = record.exitcode
+        for instance, known in zip(instances, self._records, strict=False):
+            instance.exitcode = known.exitcode
         Worker(
             settings=settings,
             control=theirs,
@@ -318,10 +318,10 @@ class Guardian:
         mains = {pid for record in self._records for pid in record.pids}
         self.adopted.end_left(self._wishes.settings.mark, mains)
         marks.end_all_of(self._wishes.settings.mark)  # what could not come here: nothing else has these marks
-        for index, record in enumerate(self._records):
-            record.before = record.starts
-            for pid in sorted(record.pids):
-                record.exitcode = -signal.SIGKILL
+        for index, known in enumerate(self._records):
+            known.before = known.starts
+            for pid in sorted(known.pids):
+                known.exitcode = -signal.SIGKILL
                 self._tell(Event(index, "exit", pid, -signal.SIGKILL, time.time()))
         for pump in self._pumps.values():
             pump.pump()

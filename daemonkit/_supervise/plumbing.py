@@ -7,12 +7,12 @@ import os
 import resource
 import stat
 import time
-from dataclasses import dataclass, field, replace
 
 from daemonkit._constants import INHERIT, PIPE, STDOUT, stands_for
 from daemonkit._supervise.logs import Descriptor, Log
 from daemonkit._supervise.pump import Pump
 from daemonkit._system.check import absolute_path
+from daemonkit._system.record import field, record, replace
 from daemonkit._system.streams import check_path, check_stream, open_log, open_source
 from daemonkit._system.unpatched import close, genuine
 
@@ -29,7 +29,7 @@ _READ: Final = 1 << 18  # bytes
 _SPARE: Final = 64  # descriptors that the calling process keeps for other things than pipes
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Stream:
     """Where one of an instance's descriptors 0, 1, 2 comes from, at each start anew."""
 
@@ -45,7 +45,7 @@ class Stream:
         return None if self.path is None else of_instance(self.path, index)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class LogOptions:
     """How logs are kept."""
 
@@ -56,7 +56,7 @@ class LogOptions:
     owner: Owner | None
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Pipe:
     """The descriptors of a pump, as the worker and the instances need them."""
 
@@ -67,7 +67,7 @@ class Pipe:
     """Of the log; None if that was handed in open."""
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Plumbing:
     """What the instances are given."""
 
@@ -102,7 +102,7 @@ class Plumbing:
                         close(fd)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Logs:
     """The calling process's side: where lines come from, and go to."""
 

@@ -7,7 +7,8 @@ Each method takes an event and returns the actions that follow from it, for the 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+
+from daemonkit._system.record import field, record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,28 +24,28 @@ FINAL: Final = frozenset({"exited", "stopped", "failed", "gave-up"})
 _SETTLED: Final = 1.0  # seconds after which a run without readiness counts as up, if min_uptime is not shorter
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Start:
     """Start a run, and tell `Instance.started`."""
 
     instance: Instance
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Stop:
     """Send the stop signal to the run."""
 
     run: Run
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Kill:
     """Send SIGKILL to everything that belongs to the run."""
 
     run: Run
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Emit:
     """Tell the calling process of an event."""
 
@@ -55,7 +56,7 @@ class Emit:
 Action = Start | Stop | Kill | Emit
 
 
-@dataclass(eq=False)
+@record(eq=False)
 class Run:
     """One life of an instance."""
 
@@ -85,7 +86,7 @@ class Run:
         return self.killed or self.stop_by is not None
 
 
-@dataclass(eq=False)
+@record(eq=False)
 class Instance:
     """One of the copies: its runs, and what is decided about them."""
 

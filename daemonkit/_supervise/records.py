@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from daemonkit._system.record import record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     Kind = Literal["start", "ready", "exit", "gave-up", "reload-failed", "memory", "watchdog", "unhealthy"]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Event:
     """Something that happened to an instance."""
 
@@ -32,7 +32,7 @@ class Event:
     """When it happened, in seconds since the epoch."""
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class InstanceRecord:
     """How an instance ended up."""
 
@@ -48,7 +48,7 @@ class InstanceRecord:
     """
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Summary:
     """What `supervise` returns."""
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from daemonkit._system.check import check_boolean, check_number, check_seconds
+from daemonkit._system.record import record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _LONGEST: Final = 1e12  # seconds: for ever, and yet a time that can be added to another
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Backoff:
     """The delay before each restart in a row after the first, which has none; in seconds.
 
@@ -52,7 +52,7 @@ class Backoff:
             return self.maximum
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Rules:
     """The options of `supervise` that decisions depend on; each is as there."""
 

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import resource
-from dataclasses import dataclass, field, replace
 
 from daemonkit._supervise import marks
 from daemonkit._supervise.listen import addresses_of, bind_sockets
@@ -14,6 +13,7 @@ from daemonkit._supervise.plumbing import LogOptions, Logs, Plumbing, lay, settl
 from daemonkit._supervise.rules import Rules, seconds
 from daemonkit._system.check import absolute_path, check_boolean, check_number
 from daemonkit._system.program import command_of, directory_of, environment_of, find_program
+from daemonkit._system.record import field, record, replace
 from daemonkit._system.signals import ALL_SIGNALS
 from daemonkit._system.streams import STREAM_NAMES, fill_closed
 from daemonkit._system.users import Owner, owner_of
@@ -56,7 +56,7 @@ _NOT_PASSED: Final = frozenset(
 )  # the caller's own
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class CheckSettings:
     """The checks that there are, each a program as it was named and its arguments."""
 
@@ -68,7 +68,7 @@ class CheckSettings:
     """For `ready_tcp`."""
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Settings:
     """What `supervise` was asked for, checked and looked up."""
 
@@ -117,7 +117,7 @@ class Settings:
         )
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Kept:
     """What stays open from one set of settings to the next: sockets by their address, logs, pumps."""
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from daemonkit._supervise.plumbing import Logs
 from daemonkit._supervise.settings import Kept, Settings, check, end_what_is_left, settle
+from daemonkit._system.record import record
 from daemonkit._system.sockets import is_socket
 
 TYPE_CHECKING = False
@@ -29,7 +29,7 @@ class RefusedError(Exception):
     """`on_reload` raised, or what it returned is of no use: it was logged, and the old settings stay."""
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Trial:
     """Settings that are to be rolled in."""
 

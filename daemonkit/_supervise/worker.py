@@ -17,7 +17,6 @@ import socket
 import time
 from _pickle import load  # pickle itself takes 400 KB in each process
 from collections import deque
-from dataclasses import dataclass, field, replace
 
 from daemonkit._supervise.checks import Checks
 from daemonkit._supervise.describe import describe, describe_left, is_wished
@@ -32,6 +31,7 @@ from daemonkit._system.descriptors import close_all
 from daemonkit._system.fork import fork_child
 from daemonkit._system.prctl import become_subreaper
 from daemonkit._system.process import start_of
+from daemonkit._system.record import field, record, replace
 from daemonkit._system.run_mark import WORKER, put_mark
 from daemonkit._system.signals import ALL_SIGNALS
 from daemonkit._system.sockets import socketpair
@@ -56,7 +56,7 @@ _ORDERS: Final = frozenset(
 """Signals that people and service managers send to whole groups of processes, so to the worker too."""
 
 
-@dataclass
+@record
 class Worker:
     """The loop."""
 

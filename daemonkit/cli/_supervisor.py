@@ -6,12 +6,12 @@ import logging
 import mmap
 import os
 import signal
-from dataclasses import dataclass, field
 
 from daemonkit._supervise import Backoff, supervise
 from daemonkit._supervise.describe import BACKGROUND
 from daemonkit._supervise.logs import log_at
 from daemonkit._supervise.supervise import supervise_by
+from daemonkit._system.record import field, record
 from daemonkit._system.streams import open_log
 from daemonkit.cli import _app, _say
 from daemonkit.cli._hook import Hook
@@ -38,11 +38,11 @@ _OWN: Final = frozenset({"log", "env", "on_event"})
 """Options that are not `supervise`'s."""
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class _StartOnce(Backoff):
     """Starts nothing again before the app is up: a start that fails runs the program once."""
 
-    is_up: mmap.mmap = field(kw_only=True)
+    is_up: mmap.mmap = field(default_factory=lambda: mmap.mmap(-1, 1))
     """One byte that this process shares with the worker, where the delay is asked for."""
 
     def delay(self, in_row: int) -> float:
@@ -182,7 +182,8 @@ class Supervisor:
         settings = _app.numbered(settings, number)
         options = {o.name: settings[o.name] for o in OPTIONS if o.name in settings and o.name not in _OWN}
         options["number"] = number
-        options["backoff"] = _StartOnce(*options.get("backoff", ()), is_up=self._is_up)
+        delays = Backoff(*options.get("backoff", ()))
+        options["backoff"] = _StartOnce(delays.initial, delays.factor, delays.maximum, self._is_up)
         if stop_signal := options.get("stop_signal"):
             options["stop_signal"] = signal_number(stop_signal)
         options["env"] = environment_in_effect(settings)
