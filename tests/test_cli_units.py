@@ -94,3 +94,13 @@ def test_a_unit_for_ones_own_manager_and_several_at_once(shell: Shell) -> None:
     assert both.count("[Service]") == 2 and "# web.service\n[Unit]\n" in both and "# mail.service\n[Unit]\n" in both
     assert "WantedBy=multi-user.target" in both
     shell("unit", status=2)
+
+
+def test_a_unit_comes_after_those_of_the_apps_that_its_app_comes_after(shell: Shell) -> None:
+    (shell.folder / "daemonkit.toml").write_text(
+        '[defaults]\nmin_uptime = 0.05\n[apps.db]\ncommand = "sleep 1000"\n[apps.web]\ncommand = "sleep 1000"\nafter = ["db"]\n'
+    )
+    shell("up")
+    for more, after in (((), "After=network.target db.service"), (("--user",), "After=db.service")):
+        lines = shell("unit", "web", *more).stdout.splitlines()
+        assert after in lines and "Wants=db.service" in lines

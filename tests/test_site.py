@@ -91,3 +91,25 @@ def test_no_request_fails_while_a_changed_file_is_rolled_in(site: Site) -> None:
     assert failed == [] and asked > 10
     assert (site.report("web")["pid"], site.report("web")["up"]) == (pid, 3)
     assert site.page().startswith("welcome, visitor ")
+
+
+def test_the_site_for_several_machines_asks_its_store_over_the_network(site: Site) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        store = server.getsockname()[1]
+    site.edit("cluster.toml", "/srv/site", str(site.folder))
+    site.edit("cluster.toml", "0.0.0.0:8000", f"127.0.0.1:{site.port}")
+    site.edit("cluster.toml", "0.0.0.0:6400", f"127.0.0.1:{store}")
+    site.edit("cluster.env", "store:6400", f"127.0.0.1:{store}")
+    assert len(site("up", "-f", "cluster.toml").stdout.splitlines()) == 3
+    assert site.page().startswith("hello, visitor 1; tick ")
+    site("restart", "store")
+    assert site.page().startswith("hello, visitor 2; tick ")
+
+
+@pytest.mark.parametrize("name", ["compose.yaml", "kubernetes.yaml", "nomad.json", "slurm.sh"])
+def test_the_manifests_beside_the_site_are_what_is_printed(tmp_path: Path, name: str) -> None:
+    shell, engine = Shell(tmp_path), name.partition(".")[0]
+    image = [] if engine == "slurm" else ["--image", "site:1"]
+    environment = {**shell.environment, "PATH": "/srv/venv/bin:/usr/bin:/bin"}
+    printed = shell("unit", "-f", SITE / "cluster.toml", "--for", engine, *image, env=environment).stdout
+    assert printed.replace(sys.executable, "/srv/venv/bin/python") == (SITE / name).read_text()

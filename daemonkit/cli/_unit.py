@@ -74,7 +74,9 @@ def _wanted(options: argparse.Namespace) -> list[Wanted]:
     from daemonkit.cli._manifest.replica import Wanted
 
     if not options.file:
-        return [Wanted(app.name, app.settings()) for app in _selected(options)]
+        settings_of = {app.name: app.settings() for app in _selected(options)}
+        order = in_order({name: set(one.get("after", ())) & settings_of.keys() for name, one in settings_of.items()})
+        return [Wanted(name, settings_of[name], tuple(settings_of[name].get("after", ()))) for name in order]
     file = _appfile.read(_appfile.find(options.file))
     folder = os.path.dirname(file.path)
     others = [path for path in file.texts or () if path != file.path]
@@ -103,6 +105,7 @@ def unit_of(name: str, settings: Settings, *, of_user: bool = False) -> str:
         settings.get("start_timeout", 0.0),
         settings.get("stop_timeout", 10.0),
         of_user=of_user,
+        others=[f"{other}.service" for other in settings.get("after", ())],
     )
 
 
@@ -139,16 +142,19 @@ def _text(  # noqa: PLR0913, PLR0917 - what a unit is made of
     stop_timeout: float,
     *,
     of_user: bool,
+    others: Sequence[str] = (),
 ) -> str:
     # Under systemd's own PATH the program may not be found; elsewhere than at home it would not be this app.
     variables = {"PATH": variables["PATH"], "DAEMONKIT_HOME": _app.home()} | {**variables}
     environment = "".join(f"Environment={_quoted(f'{key}={value}')}\n" for key, value in variables.items())
     user = f"User={os.geteuid()}\n" if os.geteuid() and not of_user else ""  # otherwise root would run it
-    after, target = ("", "default.target") if of_user else ("After=network.target\n", "multi-user.target")
+    after = " ".join([*([] if of_user else ["network.target"]), *others])
+    order = (f"After={after}\n" if after else "") + (f"Wants={' '.join(others)}\n" if others else "")
+    target = "default.target" if of_user else "multi-user.target"
     command = " ".join(_quoted(word.replace("$", "$$")) for word in arguments)  # systemd expands $
     start_timeout, stop_timeout = max(_START, start_timeout + _MARGIN), stop_timeout + _MARGIN
     return (
-        f"[Unit]\nDescription={description.replace('%', '%%')}\n{after}\n"
+        f"[Unit]\nDescription={description.replace('%', '%%')}\n{order}\n"
         f"[Service]\n# {remark}\n"
         f"Type=notify\nExecStart={command}\nExecReload=kill -HUP $MAINPID\n"
         f"WorkingDirectory={cwd.replace('%', '%%')}\n{user}{environment}"

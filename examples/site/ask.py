@@ -13,15 +13,17 @@ def ask(line: str) -> str:
     while True:
         try:
             return _ask_once(line)
-        except (FileNotFoundError, ConnectionError):
+        except (FileNotFoundError, ConnectionError, socket.gaierror):
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.05)
 
 
 def _ask_once(line: str) -> str:
-    with socket.socket(socket.AF_UNIX) as client:
-        client.connect(os.environ["STORE"])
+    host, _, port = os.environ["STORE"].rpartition(":")
+    with socket.create_connection((host, int(port))) if host else socket.socket(socket.AF_UNIX) as client:
+        if not host:  # a path: the store is on this machine
+            client.connect(port)
         client.sendall(f"{line}\n".encode())
         client.shutdown(socket.SHUT_WR)
         return client.makefile().read().strip()

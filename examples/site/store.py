@@ -6,6 +6,7 @@ It keeps everything in memory, and writes it to a file when it is stopped.
 import json
 import os
 import signal
+import socket
 import socketserver
 import sys
 from pathlib import Path
@@ -36,12 +37,22 @@ class Store(socketserver.UnixStreamServer):
     allow_reuse_address = True
 
 
+class Taken(socketserver.TCPServer):
+    """The same on the socket that is descriptor 3, sd_listen_fds(3), for clients on other machines."""
+
+    def server_bind(self) -> None:
+        """Take it over, in the place of one of its own."""
+        self.socket.close()
+        self.socket = socket.socket(fileno=3)
+
+
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    path = os.environ["STORE"]
-    Path(path).unlink(missing_ok=True)
-    with Store(path, Client) as server:
-        print(f"listening on {path}, with {len(values)} values")
+    where = os.environ["STORE"]
+    if "LISTEN_FDS" not in os.environ:
+        Path(where).unlink(missing_ok=True)
+    with Taken(("", 0), Client) if "LISTEN_FDS" in os.environ else Store(where, Client) as server:
+        print(f"listening on {where}, with {len(values)} values")
         notify.ready()
         try:
             server.serve_forever()

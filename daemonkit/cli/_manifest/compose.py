@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 
-from daemonkit.cli._manifest.replica import HOME, Replica, comments
+from daemonkit.cli._manifest.replica import HOME, LAST_PORT, Replica, comments, untaken
 from daemonkit.cli._manifest.yaml_text import dump
 
 TYPE_CHECKING = False
@@ -15,38 +15,33 @@ if TYPE_CHECKING:
 
     from daemonkit.cli._manifest.replica import Port, Wanted
 
+_LONGEST: Final = 63  # characters of a service's name in Swarm
 _RESTART: Final = {"always": ("always", "any"), "on-failure": ("on-failure", "on-failure"), "never": ("no", "none")}
 """By the app's rule: that of Compose, and that of Swarm."""
 _HEAD: Final = (
     "For docker compose up -d, and for Swarm: docker stack deploy -c compose.yaml NAME.",
     "Swarm starts what a lost node had elsewhere, and replaces what fails its healthcheck; Compose alone does neither.",
-    "The environment that an app was started in stays behind: the image has its own, and --env is laid over that.",
+    "The environment and the user that started an app stay behind: the image has its own; --env and --user hold there.",
     "A replica's number ($DAEMONKIT_INSTANCE) comes from Swarm, from 1 on; with Compose alone each one is number 0.",
 )
 
 
 def manifest(apps: Sequence[Wanted], image: str) -> str:
-    names = _names([app.name for app in apps])
+    names: dict[str, str] = {}
+    for app in apps:
+        mended = re.sub(r"[^A-Za-z0-9_-]", "-", app.name).strip("-_")[:_LONGEST]
+        names[app.name] = untaken(mended, _LONGEST, names.values())
     parts = [comments(_HEAD), "services:\n"]
     for app in apps:
         files, left = _env_files(app)
         replica = Replica("compose", app._replace(settings={**app.settings, "env": left}, env_files=files))
         if names[app.name] != app.name:
-            replica.remark(f"{app.name} is called {names[app.name]}, as Swarm allows no other name")
-        service = _service(replica, image, [names[other] for other in app.after if other in names])
-        text = comments(replica.remarks) + dump({names[app.name]: service})
-        parts.append(textwrap.indent(text, "  "))
+            replica.remarks.append(f"{app.name} is called {names[app.name]}, as Swarm allows no other name")
+        if missing := [other for other in app.after if other not in names]:
+            replica.remark("after", f"{', '.join(missing)} is not in this file: print one for all", [*app.after])
+        service = _service(replica, _escaped(image), [names[other] for other in app.after if other in names])
+        parts.append(textwrap.indent(comments(replica.remarks) + dump({names[app.name]: service}), "  "))
     return "".join(parts)
-
-
-def _names(names: Sequence[str]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for name in names:
-        mended = re.sub(r"[^A-Za-z0-9_-]", "-", name).strip("-_")[:63] or "app"
-        while mended in found.values():
-            mended = f"{mended[:60]}-2"
-        found[name] = mended
-    return found
 
 
 def _service(replica: Replica, image: str, after: Sequence[str]) -> dict[str, Any]:
@@ -59,7 +54,7 @@ def _service(replica: Replica, image: str, after: Sequence[str]) -> dict[str, An
         "restart": compose,
         "stop_signal": "SIGTERM",  # daemonkit's own: it sends the app's
         "stop_grace_period": f"{replica.grace}s",
-        "env_file": [*replica.env_files],
+        "env_file": [_escaped(path) for path in replica.env_files],
         "environment": {"DAEMONKIT_HOME": HOME, "DAEMONKIT_INSTANCE": "{{.Task.Slot}}"}
         | {name: _escaped(value) for name, value in replica.env.items()},
         "user": ":".join(str(one) for one in replica.owner() if one is not None),
@@ -67,9 +62,9 @@ def _service(replica: Replica, image: str, after: Sequence[str]) -> dict[str, An
         "ports": _ports(replica, ports),
         "healthcheck": {
             "test": ["CMD", "daemonkit", "status", replica.name],
-            "interval": "10s",
-            "timeout": "10s",
-            "retries": 3,
+            "interval": "5s",
+            "timeout": "5s",
+            "retries": 6,  # a program that backs off, for 30 s at most, is not to be replaced for it
             "start_period": f"{replica.start_timeout}s",
         },
         "depends_on": {name: {"condition": "service_healthy"} for name in after},
@@ -100,16 +95,17 @@ def _ports(replica: Replica, ports: Sequence[Port]) -> list[str]:
     """Return them in the short form: a range as long as there are replicas, where they would meet on one host."""
     published = []
     for port in ports:
-        last = port.number + replica.count - 1
+        last = min(port.number + replica.count - 1, LAST_PORT)
         many = f"{port.number}-{last}" if last > port.number else str(port.number)
-        published.append(f"{port.host}:{many}:{port.number}" if port.host else f"{many}:{port.number}")
+        published.append(f"{port.host}:{many}:{port.number}".removeprefix(":"))
         if last > port.number:
-            replica.remark(
-                f"port {port.number}: Compose gives each replica one of {many}, so put a proxy before them, or set "
-                f"replicas: 1 and -i {replica.count}, which share one; Swarm spreads over all of them"
+            text = (
+                f"Compose gives each replica one port of {many}: put a proxy before them, or have replicas: 1 "
+                f"and -i {replica.count}, which share one port; Swarm spreads each port over all replicas"
             )
+            replica.remark("listen", text)
         if port.host:
-            replica.remark(f"port {port.number}: Swarm publishes it on all addresses, not on {port.host} alone")
+            replica.remark("listen", f"Swarm publishes port {port.number} on all addresses, not on {port.host} alone")
     return published
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from daemonkit.cli._manifest.replica import HOME, Replica, comments, dns_label
 from daemonkit.cli._manifest.yaml_text import dump
 
@@ -22,12 +20,13 @@ _NUMBER: Final = {
     _JOB: "metadata.annotations['batch.kubernetes.io/job-completion-index']",
 }
 """Where the engine keeps a replica's number."""
-_NAME: Final = re.compile(r"[-._a-zA-Z][-._a-zA-Z0-9]*")
+_VARIABLE: Final = "[-._a-zA-Z][-._a-zA-Z0-9]*"
+_DOWN: Final = 300  # seconds for which a replica may be down before it is made anew; daemonkit backs off for 30 at most
+_PERIOD: Final = 10  # seconds between probes
 _PROGRESS: Final = 600  # seconds; the default, which allows for the image to be fetched
 _HEAD: Final = (
     "For kubectl apply -f FILE. In each replica daemonkit restarts the program; Kubernetes restarts the replica.",
-    "There is no livenessProbe: daemonkit replaces what hangs (watchdog, health_check), and backing off is no hang.",
-    "The environment that an app was started in stays behind: the image has its own, and --env is laid over that.",
+    "The environment and the user that started an app stay behind: the image has its own; --env and --user hold there.",
     "An image's STOPSIGNAL has to be SIGTERM: daemonkit itself sends the program's own.",
 )
 
@@ -39,7 +38,7 @@ def manifest(apps: Sequence[Wanted], image: str) -> str:
         replica = Replica("kubernetes", app)
         taken.append(dns_label(app.name, taken=taken))
         if taken[-1] != app.name:
-            replica.remark(f"{app.name} is called {taken[-1]}, as names are DNS labels there")
+            replica.remarks.append(f"{app.name} is called {taken[-1]}, as names are DNS labels there")
         objects = _objects(replica, taken[-1], image)
         documents.append(comments(replica.remarks) + "---\n".join(map(dump, objects)))
     return comments(_HEAD) + "---\n".join(documents)
@@ -68,11 +67,14 @@ def _kind(replica: Replica) -> str:
     if replica.restart == "never":
         return _JOB
     if replica.restart == "on-failure":
-        replica.remark(
-            'restart = "on-failure": a program that ends with 0 is started again, as replicas always are; one that '
-            'has an end is a Job: restart = "never"'
-        )
-    return _STATEFUL_SET if replica.uses_number else _DEPLOYMENT
+        text = 'a program that ends with 0 is started again too; one that has an end is a Job: restart = "never"'
+        replica.remark("restart", text, "on-failure")
+    if replica.uses_number:
+        replica.remarks.append("A StatefulSet stops each replica before its successor starts: it numbers them.")
+        return _STATEFUL_SET
+    if replica.count > 1:
+        replica.remarks.append("A Deployment does not number its replicas: DAEMONKIT_INSTANCE is 0 in each.")
+    return _DEPLOYMENT
 
 
 def _spec(replica: Replica, kind: str, label: str, labels: Mapping[str, str]) -> dict[str, Any]:
@@ -94,52 +96,44 @@ def _spec(replica: Replica, kind: str, label: str, labels: Mapping[str, str]) ->
 
 def _security(replica: Replica) -> dict[str, Any]:
     context: dict[str, Any] = {"seccompProfile": {"type": "RuntimeDefault"}}
-    user, group = replica.owner()
-    for field, name, number in (("runAsUser", user, _uid), ("runAsGroup", group, _gid)):
-        if name is None:
-            continue
-        found = name if isinstance(name, int) else number(name)
-        if found is None:
-            replica.remark(f"{name} is unknown on this machine: give its number in the image as {field}")
-            continue
-        context[field] = found
-        if name != found:
-            replica.remark(f"{field}: {found} is {name} on this machine; give its number in the image")
+    for option, field, name in zip(("user", "group"), ("runAsUser", "runAsGroup"), replica.owner(), strict=True):
+        number = name if isinstance(name, int) else _number(option, name)
+        if number is not None:
+            context[field] = number
+        if name is not None and name != number:
+            text = (
+                f"Kubernetes takes numbers: give that of the image as {field} ({number or 'unknown'} is this machine's)"
+            )
+            replica.remark(option, text)
     if context.get("runAsUser"):
         context["runAsNonRoot"] = True
     return context
 
 
-def _uid(name: str) -> int | None:
+def _number(option: str, name: str | None) -> int | None:
+    """Return the number that a user or a group has on this machine; None if it is unknown here."""
+    import grp
     import pwd
 
     try:
-        return pwd.getpwnam(name).pw_uid
+        if name is not None:
+            return pwd.getpwnam(name).pw_uid if option == "user" else grp.getgrnam(name).gr_gid
     except KeyError:
-        return None
-
-
-def _gid(name: str) -> int | None:
-    import grp
-
-    try:
-        return grp.getgrnam(name).gr_gid
-    except KeyError:
-        return None
+        pass
+    return None
 
 
 def _container(  # noqa: PLR0913, PLR0917 - what a container is made of
     replica: Replica, label: str, image: str, addresses: Sequence[str], ports: Sequence[int], kind: str
 ) -> dict[str, Any]:
-    inside = [(name, value) for name, value in replica.env.items() if not _NAME.fullmatch(name)]
-    if inside:
-        replica.remark("variables whose names Kubernetes does not allow are given to daemonkit run")
-    words = ["daemonkit", *replica.run(listen=addresses, env=[f"{name}={value}" for name, value in inside])]
+    env, inside = replica.variables(_VARIABLE)
+    words = ["daemonkit", *replica.run(listen=addresses, env=inside)]
     variables: list[dict[str, Any]] = [{"name": "DAEMONKIT_HOME", "value": HOME}]
     if kind in _NUMBER:
         number = {"fieldRef": {"fieldPath": _NUMBER[kind]}}
         variables.append({"name": "DAEMONKIT_INSTANCE", "valueFrom": number})
-    variables += [{"name": k, "value": _escaped(v)} for k, v in replica.env.items() if (k, v) not in inside]
+    variables += [{"name": name, "value": _escaped(value)} for name, value in env.items()]
+    probe = {"exec": {"command": ["daemonkit", "status", replica.name]}, "timeoutSeconds": 5}
     container: dict[str, Any] = {
         "name": label,
         "image": image,
@@ -147,11 +141,9 @@ def _container(  # noqa: PLR0913, PLR0917 - what a container is made of
         "workingDir": replica.settings.get("cwd", ""),
         "env": variables,
         "ports": [{"name": f"tcp-{number}", "containerPort": number} for number in ports],
-        "readinessProbe": {
-            "exec": {"command": ["daemonkit", "status", replica.name]},
-            "periodSeconds": 5,
-            "timeoutSeconds": 5,
-        },
+        "readinessProbe": probe | {"periodSeconds": 5},
+        "livenessProbe": probe
+        | {"periodSeconds": _PERIOD, "failureThreshold": (_DOWN + replica.start_timeout) // _PERIOD},
         "resources": _resources(replica),
         "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],  # noqa: S108 - so that a read-only root will do
     }

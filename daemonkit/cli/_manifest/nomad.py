@@ -19,7 +19,7 @@ _SECOND: Final = 10**9  # Nomad counts nanoseconds
 _HEALTHY: Final = 300  # seconds; the default, which allows for the image to be fetched
 _HEAD: Final = (
     "Each replica is one instance: daemonkit in it restarts the program, Nomad the replica.",
-    "The environment that an app was started in stays behind, and --env is laid over what is there.",
+    "The environment and the user that started an app stay behind; --env and --user hold there.",
     "A script check `daemonkit status NAME` needs Consul: put it into Services with Provider consul.",
     "Where MemoryMB is not given, 300 MB is the limit.",
 )
@@ -47,7 +47,7 @@ def _meta(remarks: Sequence[str]) -> dict[str, str]:
 def _group(replica: Replica, image: str | None, *, batch: bool) -> dict[str, Any]:
     ports, addresses = replica.ports()
     if ports and not image:
-        replica.remark("listen: the ports are the node's own, so that two replicas can't share a node")
+        replica.remark("listen", "the ports are the node's own, so that two replicas can't share a node")
     once = replica.restart == "never"
     group: dict[str, Any] = {
         "Name": replica.name,
@@ -62,9 +62,9 @@ def _group(replica: Replica, image: str | None, *, batch: bool) -> dict[str, Any
         group["RestartPolicy"] = {"Attempts": 0, "Mode": "fail"}
         group["ReschedulePolicy"] = {"Attempts": 0, "Unlimited": False}
     if once and not batch:
-        replica.remark('restart = "never": in a job of type service it is started again; give it a job of its own')
+        replica.remark("restart", "in a job of type service it is started again; give it a job of its own")
     if replica.restart == "on-failure":
-        replica.remark('restart = "on-failure": a program that ends with 0 is started again, as services always are')
+        replica.remark("restart", "a program that ends with 0 is started again, as services always are", "on-failure")
     if not batch:
         deadline = _HEALTHY + replica.start_timeout
         group["Update"] = {
@@ -94,13 +94,15 @@ def _label(port: Port) -> str:
 
 def _task(replica: Replica, image: str | None, addresses: Sequence[str]) -> dict[str, Any]:
     if any(re.search(r"\$\{[\w.-]+\}", text) for text in (*replica.run(), *replica.env.values())):
-        replica.remark("Nomad itself replaces ${NAME} in words and variables, where it knows NAME")
+        replica.remarks.append("Nomad itself replaces ${NAME} in words and variables, where it knows NAME.")
     cwd = replica.settings.get("cwd", "/")
     config: dict[str, Any] = {"command": sys.executable, "args": ["-m", "daemonkit", *replica.run(cwd=cwd)]}
     if image:
         words = replica.run(listen=addresses)
         config = {"image": image, "entrypoint": ["daemonkit"], "args": words, "work_dir": cwd}
-    user = ":".join(str(one) for one in replica.owner() if one is not None)
+    user = ":".join(str(one) for one in replica.owner()[: 2 if image else 1] if one is not None)
+    if not image and "group" in replica.settings:
+        replica.remark("group", "the driver raw_exec takes that of the user")
     task: dict[str, Any] = {
         "Name": replica.name,
         "Driver": "docker" if image else "raw_exec",

@@ -27,7 +27,8 @@ _OWN_MEMORY: Final = 64 << 20  # bytes that the supervisor itself may take
 _ALL_V4: Final = "0.0.0.0"  # noqa: S104 - in the replica, which is reached as the engine allows
 _ALL_V6: Final = "[::]"
 _ANY: Final = {"", "*", _ALL_V4, _ALL_V6}
-_LOOPBACK: Final = {"localhost": "127.0.0.1"}
+_LOOPBACK: Final = "127.0.0.1"
+LAST_PORT: Final = 65535
 
 
 class Wanted(namedtuple("Wanted", ("name", "settings", "after", "env_files"), defaults=((), {}))):
@@ -64,14 +65,15 @@ class Replica:
         given = {**self.settings, "after": [*self.after], "env_file": [*self.env_files]}
         for option in fields():
             if given.get(option) and (remark := cell(option, engine).remark):
-                self.remarks.append(f"{_shown(option, given[option])}: {remark}")
+                self.remark(option, remark, given[option])
         if self.settings.get("instances") == "auto":
-            self.remark(
-                f'instances = "auto": this machine has {self.count} usable CPUs; give the number for the others'
-            )
+            self.remark("instances", f"this machine has {self.count} usable CPUs; change it to what the others have")
 
-    def remark(self, text: str) -> None:
-        self.remarks.append(text)
+    def remark(self, option: str, text: str, value: object = None) -> None:
+        """Add what has to be said about an option's value."""
+        value = self.settings.get(option) if value is None else value
+        shown = f" ({', '.join(value)})" if option == "env" and isinstance(value, dict) else f" = {toml(value)}"
+        self.remarks.append(f"{option}{shown}: {text}")
 
     @property
     def count(self) -> int:
@@ -85,11 +87,11 @@ class Replica:
     @property
     def grace(self) -> int:
         """Whole seconds within which it has ended after the request to."""
-        return whole(self.settings.get("stop_timeout", 10.0) + _MARGIN)
+        return _whole(self.settings.get("stop_timeout", 10.0) + _MARGIN)
 
     @property
     def start_timeout(self) -> int:
-        return whole(self.settings.get("start_timeout", 30.0) + _MARGIN)
+        return _whole(self.settings.get("start_timeout", 30.0) + _MARGIN)
 
     @property
     def memory(self) -> int:
@@ -113,57 +115,69 @@ class Replica:
         kept = {key: value for key, value in self._own().items() if cell(key, self.engine).inside} | others
         return ["run", self.name, "-i", number, *words_of(kept), "--", *self.settings["command"]]
 
+    def variables(self, allowed: str) -> tuple[dict[str, str], list[str]]:
+        """Return the variables whose names the engine allows, and the others as `daemonkit run --env` takes them."""
+        others = [f"{name}={value}" for name, value in self.env.items() if not re.fullmatch(allowed, name)]
+        if others:
+            self.remark("env", "names that are not allowed there are given to daemonkit run", dict.fromkeys(others))
+        return {name: value for name, value in self.env.items() if f"{name}={value}" not in others}, others
+
     def owner(self) -> tuple[int | str | None, int | str | None]:
         """Return user and group; a group alone is that of the user that it runs as here."""
         user, group = self.settings.get("user"), self.settings.get("group")
         return (os.geteuid() if user is None and group is not None else user), group
 
     def ports(self) -> tuple[list[Port], list[str]]:
-        """Return the ports to be published, and the addresses to listen at in the replica."""
+        """Return the ports to be published, and the addresses to listen at in the replica; ValueError."""
         ports, addresses = [], []
         for address in self.settings.get("listen", ()):
-            found = re.fullmatch(r"(.*):(\d{1,5})", address)
-            if address.startswith("unix:") or not found:
-                self.remark(f"listen = {toml(address)}: it is reached inside the replica alone; share it by a volume")
-                addresses.append(address)
-                continue
-            host, number = found[1], int(found[2])
-            inside = address if host in _ANY else f"{_ALL_V6 if host[:1] == '[' else _ALL_V4}:{number}"
-            if inside != address:
-                self.remark(f"listen = {toml(address)}: in the replica {inside}, as it has an address of its own")
-            if not number:
-                self.remark(f"listen = {toml(address)}: a port that nobody knows can't be published; give a number")
+            found = re.fullmatch(r"(.*):([0-9]{1,5})", address)
+            inside = address
+            if address.startswith("unix:"):
+                self.remark("listen", "it is reached inside the replica alone; share it by a volume", address)
+            elif not found or int(found[2]) > LAST_PORT:
+                raise ValueError(f"{self.name}: listen: HOST:PORT or unix:PATH, not {address!r}")
+            elif not int(found[2]):
+                self.remark("listen", "a port that nobody knows can't be published; give a number", address)
             else:
-                ports.append(Port("" if host in _ANY else _LOOPBACK.get(host, host), number))
+                host = found[1]
+                if host not in _ANY:
+                    inside = f"{_ALL_V6 if host[0] == '[' else _ALL_V4}:{found[2]}"
+                    self.remark("listen", f"in the replica {inside}, as it has an address of its own", address)
+                ports.append(Port(_LOOPBACK if host == "localhost" else _published(host), int(found[2])))
             addresses.append(inside)
         return ports, [*dict.fromkeys(addresses)]
 
 
-def whole(seconds: float) -> int:
+def _published(host: str) -> str:
+    return host if host not in _ANY and re.fullmatch(r"[0-9.]+|\[.*\]", host) else ""
+
+
+def _whole(seconds: float) -> int:
     """Return seconds as engines take them."""
-    return min(math.ceil(min(seconds, _FOR_EVER)), _FOR_EVER)
+    return math.ceil(min(seconds, _FOR_EVER))
 
 
 def dns_label(name: str, longest: int = 52, taken: Iterable[str] = ()) -> str:
     """Return a name as DNS allows it (RFC 1123, beginning with a letter), that is not taken."""
     label = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     label = (label if label[:1].isalpha() else f"app-{label}")[:longest].rstrip("-")
-    others, number, base = {*taken}, 2, label
-    while label in others:
-        label, number = f"{base[: longest - 4]}-{number}", number + 1
-    return label
+    return untaken(label, longest, taken)
+
+
+def untaken(name: str, longest: int, taken: Iterable[str]) -> str:
+    """Return the name, or one that is like it and not taken."""
+    others, found, number = {*taken}, name, 2
+    while found in others:
+        found, number = f"{name[: longest - 4]}-{number}", number + 1
+    return found
 
 
 def comments(remarks: Iterable[str]) -> str:
-    """Return each as a comment of as many lines as it takes."""
-    wrapped = [textwrap.wrap(text, 110, break_long_words=False, break_on_hyphens=False) for text in remarks]
+    """Return each as a comment of as many lines as it takes; none of its characters ends a line for any reader."""
+    printable = ["".join(sign if sign.isprintable() else " " for sign in text) for text in remarks]
+    wrapped = [textwrap.wrap(text, 118, break_long_words=False, break_on_hyphens=False) for text in printable]
     return "".join(f"# {line}\n" for lines in wrapped for line in lines)
-
-
-def _shown(option: str, value: Any) -> str:  # noqa: ANN401 - any setting
-    if option == "env":
-        return f"env ({', '.join(value)})"
-    return f"{option} = {toml(value)}"
 
 
 def _check_text(name: str, settings: Mapping[str, Any]) -> None:

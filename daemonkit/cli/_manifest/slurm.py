@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from daemonkit.cli._manifest.replica import Wanted
 
-_VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_VARIABLE: Final = "[A-Za-z_][A-Za-z0-9_]*"
+_SIGNAL: Final = 65535  # seconds; the longest that --signal takes
 _PLAIN: Final = re.compile(r"[\w./+@-]+")
 _HOME: Final = '"${TMPDIR:-/tmp}/daemonkit-$SLURM_JOB_ID"'
 _HEAD: Final = (
@@ -33,7 +34,7 @@ def manifest(apps: Sequence[Wanted], image: str | None) -> str:
         return _script(apps[0], image)
     parts = ["#!/bin/sh\n# Submits a job for each app: run this script itself, not with sbatch.\nset -e\n"]
     jobs: dict[str, str] = {}
-    for number, app in enumerate(apps):
+    for number, app in enumerate(apps):  # each after those that it comes after
         after = "".join(f":${jobs[other]}" for other in app.after if other in jobs)
         jobs[app.name] = f"job{number}"
         option = f" --dependency=after{after}" if after else ""
@@ -48,14 +49,12 @@ def manifest(apps: Sequence[Wanted], image: str | None) -> str:
 def _script(app: Wanted, image: str | None) -> str:
     replica = Replica("slurm", app)
     if image:
-        replica.remark(
-            f"{image} is not used: a job runs the program as it is on the nodes; a container runtime of theirs, "
-            f"such as apptainer exec docker://{image}, would stand before daemonkit"
-        )
+        replica.remarks.append(f"{image} is not used: a job runs what is on its node, or begins with apptainer exec.")
     count = replica.settings.get("instances", 1)
     together = count == "auto" or "listen" in replica.settings
-    inside = [f"{name}={value}" for name, value in replica.env.items() if not _VARIABLE.fullmatch(name)]
-    words = replica.run(number=str(count) if together else "1", env=inside)
+    env, inside = replica.variables(_VARIABLE)
+    own = {"cpu_affinity": "spread"} if together and "cpu_affinity" in replica.settings else {}
+    words = replica.run(number=str(count) if together else "1", env=inside, **own)
     cwd = replica.settings.get("cwd", "")
     directives = [
         f"--job-name={app.name}",
@@ -64,19 +63,19 @@ def _script(app: Wanted, image: str | None) -> str:
         *_cpus(replica, together=together),
         *([f"--mem={replica.memory * (replica.count if together else 1)}M"] if replica.memory else []),
         "--no-requeue" if replica.restart == "never" else "--requeue",
-        f"--signal=B:TERM@{replica.grace}",
+        f"--signal=B:TERM@{min(replica.grace, _SIGNAL)}",
         "--open-mode=append",
         *([f"--chdir={cwd}"] if _PLAIN.fullmatch(cwd) else []),
     ]
     if together and count != 1:
-        replica.remark(f"instances: {count} of them in one job, on one node, as they share its sockets or CPUs")
+        replica.remark("instances", "all are in one job, on one node, as they share its sockets or CPUs")
     kept = app.settings.get("environment", os.environ)
-    variables = {"PATH": kept.get("PATH", os.defpath), **replica.env}
+    variables = {"PATH": kept.get("PATH", os.defpath), **env}
     lines = [
         "#!/bin/sh\n",
         *(f"#SBATCH {one}\n" for one in directives),
         comments([*_HEAD, *replica.remarks]),
-        *(f"export {name}={shlex.quote(value)}\n" for name, value in variables.items() if _VARIABLE.fullmatch(name)),
+        *(f"export {name}={shlex.quote(value)}\n" for name, value in variables.items()),
         f"export DAEMONKIT_HOME={_HOME}\n",
         *([] if together or count == 1 else ['export DAEMONKIT_INSTANCE="$SLURM_ARRAY_TASK_ID"\n']),
         *([] if _PLAIN.fullmatch(cwd) or not cwd else [f"cd {shlex.quote(cwd)} || exit\n"]),
@@ -87,7 +86,6 @@ def _script(app: Wanted, image: str | None) -> str:
 
 def _cpus(replica: Replica, *, together: bool) -> list[str]:
     if replica.settings.get("instances") == "auto":
-        replica.remark('instances = "auto": one for each CPU that the job gets: ask for them with --cpus-per-task')
         return ["--exclusive"]
     if together and replica.count > 1:
         return [f"--cpus-per-task={replica.count}"]
