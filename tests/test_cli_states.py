@@ -113,7 +113,8 @@ def test_memory_is_that_of_all_processes_of_the_app(shell: Shell) -> None:
 
 @pytest.mark.parametrize("verb", ["start", "restart", "run"])
 def test_ps_shows_neither_the_programs_words_nor_its_environment(shell: Shell, verb: str) -> None:
-    words = ["--env", "PASSWORD=s3cret", *("--min-uptime", "0.05"), "--", "sleep", "4711"]
+    seconds = f"4711.{os.getpid()}"  # nobody else's words
+    words = ["--env", "PASSWORD=s3cret", *("--min-uptime", "0.05"), "--", "sleep", seconds]
     with open(os.devnull, "wb") as null:
         foreground = verb == "run" and subprocess.Popen([*COMMAND, "run", "web", *words], env=shell.environment, stdout=null, stderr=null)  # fmt: skip
     if not foreground:
@@ -125,7 +126,9 @@ def test_ps_shows_neither_the_programs_words_nor_its_environment(shell: Shell, v
     for pid in (supervisor, worker):
         assert Path(f"/proc/{pid}/cmdline").read_bytes().strip(b"\0") == b"daemonkit: web"
         assert Path(f"/proc/{pid}/comm").read_text() == "daemonkit: web\n"
-    found = subprocess.run(["pgrep", "-f", "slee[p] 4711"], capture_output=True, text=True, check=True).stdout.split()
+    found = subprocess.run(
+        ["pgrep", "-f", f"slee[p] {seconds}"], capture_output=True, text=True, check=True
+    ).stdout.split()
     assert found == [str(pid) for pid in shell.instances("web")]
     shell("stop", "web")
     if foreground:

@@ -462,10 +462,8 @@ class Worker:
         run = self.mains.get(pid)
         if run:
             self._read_notify(run)  # what was sent before it ended
-            if code == 0 and not run.ending:
-                self._look_after_strays()
-                if left := [pid for pid in self.strays.of(run) if start_of(pid) is not None]:
-                    self._log(logging.WARNING, describe_left(run, len(left)))
+            if code == 0 and not run.ending and (left := self._left_by(run)):
+                self._log(logging.WARNING, describe_left(run, left))
             # Done before it is reaped: until then nobody else can get its number, which is also its group's.
             self._do(run.instance.exited(run, code))
             self.checks.drop(run)
@@ -475,6 +473,16 @@ class Worker:
             self.checks.ended(pid, code)
         self.strays.forget(pid)
         os.waitid(os.P_PID, pid, os.WEXITED)
+
+    def _left_by(self, run: Run) -> int:
+        """Count the processes that a run has left; look again while others come up, as one ends and its child comes."""
+        before = alive = -1
+        while True:
+            self._look_after_strays()
+            found = self.strays.of(run)  # those that have ended too: none is reaped meanwhile
+            if len(found) == before:
+                return alive
+            before, alive = len(found), sum(start_of(pid) is not None for pid in found)
 
     def _look_after_strays(self) -> None:
         self.strays.look_up(all_done=all(instance.done for instance in self.instances))
