@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -42,6 +43,22 @@ def test_a_reload_that_fails_says_so_and_the_old_run_stays(shell: Shell) -> None
     (shell.folder / "good").unlink()
     assert "not reloaded" in one_line(shell("reload", "web", status=1).stderr)
     assert shell.instances("web") == before and alive(before[0])
+
+
+def test_a_reload_that_is_refused_says_why_and_is_an_event_of_no_instance(shell: Shell) -> None:
+    told = 'echo "$DAEMONKIT_EVENT,$DAEMONKIT_INSTANCE,$DAEMONKIT_PID,$DAEMONKIT_EXITCODE" >told.new; mv told.new told'
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        where = f"127.0.0.1:{taken.getsockname()[1]}"
+        shell.start("web", "--on-event", told)
+        before, settings = shell.instances("web"), (shell.home / "web.json").read_text()
+        assert f"'{where}': Address already in use" in one_line(
+            shell("reload", "web", "--listen", where, status=1).stderr
+        )
+    assert "Traceback" not in (shell.home / "web.log").read_text()
+    eventually(lambda: (shell.folder / "told").read_text() == "reload-failed,,,\n")
+    assert shell.instances("web") == before and (shell.home / "web.json").read_text() == settings
+    shell("reload", "web", "--listen", where)
+    assert alive(shell.instances("web")[0]) and not alive(before[0])
 
 
 def test_a_reload_whose_end_nothing_tells_does_not_wait_for_it(shell: Shell) -> None:

@@ -146,8 +146,11 @@ def test_what_is_refused_is_logged_and_changes_nothing(tmp_path: Path, wish: str
         pid = supervisor.until("ready")[0]["pid"]
         _wish(tmp_path, wish)
         supervisor.process.send_signal(signal.SIGHUP)
-        assert supervisor.until("reload-failed")[0]["pid"] == pid
-        assert "on_reload raised, or what it returned is of no use" in supervisor.errors.read_text()
+        event = supervisor.until("reload-failed")[0]  # which is about no instance
+        assert (event["instance"], event["pid"], event["exitcode"]) == (-1, 0, None)
+        errors = supervisor.errors.read_text()
+        assert "stay in force" in errors
+        assert ("Traceback" in errors) == ("on_reload raised" in errors) == (wish == "1 / 0")
         _wish(tmp_path, "{}")
         supervisor.process.send_signal(signal.SIGHUP)  # a rolling restart, by the old settings
         assert supervisor.until("exit")[0]["pid"] == pid

@@ -245,8 +245,7 @@ class Guardian:
             with self.adopted.callers_turn():
                 trial = self._wishes.ask()
         except RefusedError:
-            pid = max(self._records[0].pids, default=0)
-            self._tell(Event(0, "reload-failed", pid, None, time.time()))
+            self._tell(Event(-1, "reload-failed", 0, None, time.time()))
             return
         self._send("streams", [1, 2])
         if trial is None:
@@ -297,11 +296,10 @@ class Guardian:
         return done
 
     def _tell(self, event: Event) -> None:
-        pids = self._records[event.instance].pids
         if event.kind == "start":
-            pids.add(event.pid)
+            self._records[event.instance].pids.add(event.pid)
         elif event.kind == "exit":
-            pids.discard(event.pid)
+            self._records[event.instance].pids.discard(event.pid)
             for pump in self._wishes.pumps_of(event.instance):  # its last lines come before the news of its end
                 pump.log.reopen()  # the next run may have begun to print
                 pump.pump()

@@ -18,14 +18,15 @@ class Event:
     """Something that happened to an instance."""
 
     instance: int
-    """Its number, from 0 on."""
+    """Its number, from 0 on; -1 where the event is about no instance."""
     kind: Kind
     """"start"; "ready", it is up; "exit"; "gave-up", past `max_restarts`; "reload-failed", the new run did not come
-    up, so the old one stays; "memory", above `max_memory`, it is replaced; "watchdog", silent too long, it is killed;
-    "unhealthy", its health checks failed, it is stopped and started again.
+    up, so the old one stays, or (of no instance) what `on_reload` wished was refused; "memory", above `max_memory`, it
+    is replaced; "watchdog", silent too long, it is killed; "unhealthy", its health checks failed, it is stopped and
+    started again.
     """
     pid: int
-    """Of the run's main process."""
+    """Of the run's main process; 0 where the event is about no instance."""
     exitcode: int | None
     """Its status, negative for a signal; None for a kind that is not about an end."""
     time: float

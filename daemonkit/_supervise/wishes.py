@@ -17,16 +17,18 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import contextlib
     from collections.abc import Callable
-    from typing import Any
+    from typing import Any, Final
 
     from daemonkit._supervise.logs import Sink
     from daemonkit._supervise.pump import Pump
 
 _logger = logging.getLogger("daemonkit")
+REFUSED: Final = "the new settings are refused, so the old ones stay in force: %s"
+"""A line of the log."""
 
 
 class RefusedError(Exception):
-    """`on_reload` raised, or what it returned is of no use: it was logged, and the old settings stay."""
+    """`on_reload` raised, or what it returned is refused: it was logged, and the old settings stay."""
 
 
 @record(frozen=True)
@@ -64,13 +66,17 @@ class Wishes:
             return None
         try:
             changes = self._on_reload()
+        except Exception as error:
+            _logger.exception("on_reload raised, so the old settings stay in force")
+            raise RefusedError from error
+        try:
             latest = self._latest()
             options = _changed(latest, changes)
             if options == latest:
                 return None
             settings, kept = settle(options, self._all_kept(), self._stack)
         except Exception as error:
-            _logger.exception("on_reload raised, or what it returned is of no use; the old settings stay")
+            _logger.error(REFUSED, error)  # noqa: TRY400 - The error says what is wrong with the settings.
             raise RefusedError from error
         self._serial += 1
         same = {name for name in options if options[name] == latest[name]}

@@ -54,8 +54,8 @@ class Hook:
         variables = {
             "DAEMONKIT_APP": self._app,
             "DAEMONKIT_EVENT": event.kind,
-            "DAEMONKIT_INSTANCE": self._number or str(event.instance),
-            "DAEMONKIT_PID": str(event.pid),
+            "DAEMONKIT_INSTANCE": "" if event.instance < 0 else self._number or str(event.instance),
+            "DAEMONKIT_PID": str(event.pid or ""),
             "DAEMONKIT_EXITCODE": "" if event.exitcode is None else str(event.exitcode),
         }
         try:

@@ -49,6 +49,8 @@ class Journal:
         self._failed_before: list[int] = []
         self.is_refused = False
         """Whether what the last reload brought did not come up, so that the old is still in force."""
+        self.refusal = ""
+        """Why `supervise` refused the settings that were proposed last."""
         self._wanted = len(self.instances)
         self.follow(settings)
 
@@ -61,6 +63,10 @@ class Journal:
 
     def take(self, event: Event) -> None:
         """Record an event."""
+        if event.instance < 0:  # `supervise` has refused what was proposed
+            self.is_refused = True
+            self._decide_reload(FAILED, self.refusal)
+            return
         while event.instance >= len(self.instances):
             self.instances.append(_new_instance())
         one = self.instances[event.instance]

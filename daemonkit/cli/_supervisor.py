@@ -11,6 +11,7 @@ from daemonkit._supervise import Backoff, supervise
 from daemonkit._supervise.describe import BACKGROUND
 from daemonkit._supervise.logs import log_at
 from daemonkit._supervise.supervise import supervise_by
+from daemonkit._supervise.wishes import REFUSED
 from daemonkit._system.record import field, record
 from daemonkit._system.streams import open_log
 from daemonkit.cli import _app, _say
@@ -118,10 +119,13 @@ class Supervisor:
         return Hook(settings["on_event"], name, environment, settings.get("cwd", "/"), self._log, number)
 
     def _note(self, record: logging.LogRecord) -> bool:
-        """Keep for `start` that the program puts itself into the background; the record is logged in any case."""
+        """Keep what a waiting command is to tell its user; the record is logged in any case."""
         text = record.getMessage()
         if BACKGROUND in text:
             self._journal.note(text)
+        elif record.msg == REFUSED and isinstance(record.args, tuple):
+            (error,) = record.args
+            self._journal.refusal = _say.in_one_line(error) if isinstance(error, Exception) else str(error)
         return True
 
     def _notice_stop(self) -> None:
