@@ -10,11 +10,13 @@ job0=$(sbatch --parsable <<'end-of-store'
 #SBATCH --signal=B:TERM@15
 #SBATCH --open-mode=append
 #SBATCH --chdir=/srv/site
-# scancel --batch --signal=TERM JOB stops it as daemonkit stop does.
 # Plain scancel signals all its processes at once, and kills them after the cluster's KillWait, 30 s by default.
+# This stops it as daemonkit stop does:
+#   scancel --batch --signal=TERM JOB
+# This shows how it is:
+#   srun --overlap --jobid=JOB sh -c 'DAEMONKIT_HOME=${TMPDIR:-/tmp}/daemonkit-JOB daemonkit status NAME'
 # A job whose node fails is queued again (--requeue); before its time limit daemonkit is asked to stop (--signal).
 # No --time is asked for, so that the partition's holds.
-# Its state: srun --overlap --jobid=JOB sh -c 'DAEMONKIT_HOME=${TMPDIR:-/tmp}/daemonkit-JOB daemonkit status NAME'
 # listen = ["0.0.0.0:6400"]: it is bound on the node that the job gets: squeue tells which
 # cwd = "/srv/site": it must be there on each node
 # env (STORE, GREETING): the values stand here in plain text; a secret belongs into a file of mode 600 that the program
@@ -38,11 +40,13 @@ job1=$(sbatch --parsable --dependency=after:$job0 <<'end-of-web'
 #SBATCH --signal=B:TERM@15
 #SBATCH --open-mode=append
 #SBATCH --chdir=/srv/site
-# scancel --batch --signal=TERM JOB stops it as daemonkit stop does.
 # Plain scancel signals all its processes at once, and kills them after the cluster's KillWait, 30 s by default.
+# This stops it as daemonkit stop does:
+#   scancel --batch --signal=TERM JOB
+# This shows how it is:
+#   srun --overlap --jobid=JOB sh -c 'DAEMONKIT_HOME=${TMPDIR:-/tmp}/daemonkit-JOB daemonkit status NAME'
 # A job whose node fails is queued again (--requeue); before its time limit daemonkit is asked to stop (--signal).
 # No --time is asked for, so that the partition's holds.
-# Its state: srun --overlap --jobid=JOB sh -c 'DAEMONKIT_HOME=${TMPDIR:-/tmp}/daemonkit-JOB daemonkit status NAME'
 # listen = ["0.0.0.0:8000"]: it is bound on the node that the job gets: squeue tells which
 # cwd = "/srv/site": it must be there on each node
 # env (STORE, GREETING): the values stand here in plain text; a secret belongs into a file of mode 600 that the program
@@ -67,11 +71,13 @@ job2=$(sbatch --parsable --dependency=after:$job0 <<'end-of-scheduler'
 #SBATCH --signal=B:TERM@15
 #SBATCH --open-mode=append
 #SBATCH --chdir=/srv/site
-# scancel --batch --signal=TERM JOB stops it as daemonkit stop does.
 # Plain scancel signals all its processes at once, and kills them after the cluster's KillWait, 30 s by default.
+# This stops it as daemonkit stop does:
+#   scancel --batch --signal=TERM JOB
+# This shows how it is:
+#   srun --overlap --jobid=JOB sh -c 'DAEMONKIT_HOME=${TMPDIR:-/tmp}/daemonkit-JOB daemonkit status NAME'
 # A job whose node fails is queued again (--requeue); before its time limit daemonkit is asked to stop (--signal).
 # No --time is asked for, so that the partition's holds.
-# Its state: srun --overlap --jobid=JOB sh -c 'DAEMONKIT_HOME=${TMPDIR:-/tmp}/daemonkit-JOB daemonkit status NAME'
 # cwd = "/srv/site": it must be there on each node
 # env (STORE, GREETING, EVERY): the values stand here in plain text; a secret belongs into a file of mode 600 that the
 # program reads

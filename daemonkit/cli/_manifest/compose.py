@@ -19,9 +19,11 @@ _LONGEST: Final = 63  # characters of a service's name in Swarm
 _RESTART: Final = {"always": ("always", "any"), "on-failure": ("on-failure", "on-failure"), "never": ("no", "none")}
 """By the app's rule: that of Compose, and that of Swarm."""
 _HEAD: Final = (
-    "For docker compose up -d, and for Swarm: docker stack deploy -c compose.yaml NAME.",
+    "For Compose and for Swarm:",
+    "  docker compose up -d",
+    "  docker stack deploy -c compose.yaml NAME",
     "Swarm starts what a lost node had elsewhere, and replaces what fails its healthcheck; Compose alone does neither.",
-    "The environment and the user that started an app stay behind: the image has its own; --env and --user hold there.",
+    "The environment and user that started an app stay behind: the image has its own; --env and --user hold there.",
     "A replica's number ($DAEMONKIT_INSTANCE) comes from Swarm, from 1 on; with Compose alone each one is number 0.",
 )
 

@@ -25,8 +25,8 @@ _DOWN: Final = 300  # seconds for which a replica may be down before it is made 
 _PERIOD: Final = 10  # seconds between probes
 _PROGRESS: Final = 600  # seconds; the default, which allows for the image to be fetched
 _HEAD: Final = (
-    "For kubectl apply -f FILE. In each replica daemonkit restarts the program; Kubernetes restarts the replica.",
-    "The environment and the user that started an app stay behind: the image has its own; --env and --user hold there.",
+    "In each replica daemonkit restarts the program; Kubernetes restarts the replica.",
+    "The environment and user that started an app stay behind: the image has its own; --env and --user hold there.",
     "An image's STOPSIGNAL has to be SIGTERM: daemonkit itself sends the program's own.",
 )
 

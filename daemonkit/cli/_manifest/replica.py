@@ -174,10 +174,14 @@ def untaken(name: str, longest: int, taken: Iterable[str]) -> str:
 
 
 def comments(remarks: Iterable[str]) -> str:
-    """Return each as a comment of as many lines as it takes; none of its characters ends a line for any reader."""
-    printable = ["".join(sign if sign.isprintable() else " " for sign in text) for text in remarks]
-    wrapped = [textwrap.wrap(text, 118, break_long_words=False, break_on_hyphens=False) for text in printable]
-    return "".join(f"# {line}\n" for lines in wrapped for line in lines)
+    """Return each as a comment of as many lines as it takes, one that is indented, a command, in a single line."""
+    text = ""
+    for remark in remarks:
+        printable = "".join(sign if sign.isprintable() else " " for sign in remark)  # some readers end a line at others
+        width = len(printable) + 1 if printable.startswith(" ") else 118
+        lines = textwrap.wrap(printable, width, break_long_words=False, break_on_hyphens=False)
+        text += "".join(f"# {line}\n" for line in lines)
+    return text
 
 
 def _check_text(name: str, settings: Mapping[str, Any]) -> None:

@@ -21,11 +21,13 @@ _SIGNAL: Final = 65535  # seconds; the longest that --signal takes
 _PLAIN: Final = re.compile(r"[\w./+@-]+")
 _HOME: Final = '"${TMPDIR:-/tmp}/daemonkit-$SLURM_JOB_ID"'
 _HEAD: Final = (
-    "scancel --batch --signal=TERM JOB stops it as daemonkit stop does.",
     "Plain scancel signals all its processes at once, and kills them after the cluster's KillWait, 30 s by default.",
+    "This stops it as daemonkit stop does:",
+    "  scancel --batch --signal=TERM JOB",
+    "This shows how it is:",
+    "  srun --overlap --jobid=JOB sh -c 'DAEMONKIT_HOME=${TMPDIR:-/tmp}/daemonkit-JOB daemonkit status NAME'",
     "A job whose node fails is queued again (--requeue); before its time limit daemonkit is asked to stop (--signal).",
     "No --time is asked for, so that the partition's holds.",
-    "Its state: srun --overlap --jobid=JOB sh -c 'DAEMONKIT_HOME=${TMPDIR:-/tmp}/daemonkit-JOB daemonkit status NAME'",
 )
 
 
