@@ -80,15 +80,18 @@ class Hold:  # not a dataclass: importing dataclasses takes as long as all the r
 
     __slots__ = ("_state", "fds", "folder", "inode", "name", "owner", "path")
 
-    def __init__(self, path: str) -> None:
-        """Name the file, for `take`. `release` undoes whatever was done since."""
+    def __init__(self, path: str, state: int = State.TAKEN) -> None:
+        """Name the file, for `take`. `release` undoes whatever was done since.
+
+        With State.LENT a program is about to get the lock's descriptor, and `name_holder` has to follow.
+        """
         self.path = path
         self.folder, self.name = os.path.split(path)
         self.fds: list[int] = []
         """First the directory's (O_PATH: through it the file can be found even after a chroot), then the file's."""
         self.inode = (0, 0)
         self.owner = Identity(0, 0)
-        self._state = State.TAKEN
+        self._state = state
 
     @property
     def directory(self) -> int:
@@ -111,7 +114,7 @@ class Hold:  # not a dataclass: importing dataclasses takes as long as all the r
         self.inode = info.st_dev, info.st_ino
         if info.st_mode & 0o7777 != _MODE:
             os.fchmod(self.fd, _MODE)  # the umask has taken bits away
-        self.owner, self._state = identity(), State.TAKEN
+        self.owner = identity()
         os.write(self.fd, b"%d\n" % self.owner.pid)
         self._lock_range()
 
@@ -160,16 +163,13 @@ class Hold:  # not a dataclass: importing dataclasses takes as long as all the r
         _lock(self.fd, fcntl.F_UNLCK, PID_MAX, who.token - PID_MAX)
         self._set_state(state)
 
-    def lend(self) -> None:
-        """State that a program is about to get the lock's descriptor; `name_holder` has to follow."""
-        self._set_state(State.LENT)
-
     def _set_state(self, state: int) -> None:
         before, self._state = self._state, state
-        try:
-            self._lock_range()
-        except BlockingIOError:  # after a failed start the range would grow, and a reader may have locked what is there
-            self._state = before
+        if state > before:
+            try:
+                self._lock_range()
+            except BlockingIOError:  # after a failed start the range grows, and a reader may have locked what is there
+                self._state = before
         _lock(self.fd, fcntl.F_UNLCK, end_of_lock(self._state), 0)
 
     def _lock_range(self) -> None:

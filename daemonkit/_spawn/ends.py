@@ -12,61 +12,65 @@ from daemonkit._system.unpatched import close
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import contextlib
-    from collections.abc import Mapping
     from typing import IO
 
     from daemonkit._system.streams import StreamOption
     from daemonkit._system.users import Owner
 
+    Streams = tuple[StreamOption, StreamOption, StreamOption]
+    """What `stdin`, `stdout` and `stderr` are given as."""
 
-def check_streams(options: Mapping[str, StreamOption], data: object) -> None:
+
+def check_streams(options: Streams, data: object) -> None:
     """Refuse streams and an input that can't be used: TypeError, ValueError."""
-    for name, value in options.items():
-        if not stands_for(value, PIPE, INHERIT):
+    for name, value in zip(STREAM_NAMES, options, strict=True):
+        if value is not None and not stands_for(value, PIPE, INHERIT):
             check_stream(name, value)
     if data is None:
         return
     if not isinstance(data, (bytes, bytearray, memoryview)):
         raise TypeError(f"input: bytes, not {data!r}")
-    if options["stdin"] is not None:
+    if options[0] is not None:
         raise ValueError("input: goes to stdin, so stdin can't be given too")
 
 
-def open_streams(  # noqa: PLR0913, PLR0917 - options, and the two stacks that close them
-    options: Mapping[str, StreamOption],
+def open_streams(  # noqa: PLR0913, PLR0917 - options, and what closes or undoes what is opened for them
+    options: Streams,
     data: bytes | bytearray | memoryview | None,
     null: int,
     umask: int | None,
     owner: Owner | None,
-    always: contextlib.ExitStack,
+    opened: list[int],
     undo: contextlib.ExitStack,
 ) -> tuple[tuple[int, ...], dict[str, IO[bytes]]]:
     """Return the descriptors that become 0, 1 and 2, and the caller's ends of the pipes by name.
 
-    `always` closes the former, `undo` the latter, and removes a log that was created for a start that failed.
+    The former are put into `opened`. `undo` closes the latter, and removes a log that was created for a start that
+    failed.
     """
     fds: list[int] = []
     pipes: dict[str, IO[bytes]] = {}
-    for name, value in options.items():
-        if name == "stdin" and data is not None:
+    for number, value in enumerate(options):
+        if number == 0 and data is not None:
             fd = input_file(data)
         elif value is None or stands_for(value, DEVNULL):
             fds.append(null)
             continue
-        elif stands_for(value, STDOUT) and name == "stderr":
+        elif stands_for(value, STDOUT) and number == 2:
             fds.append(fds[1])
             continue
         elif stands_for(value, PIPE):
-            fd, pipes[name] = _pipe(name)
-            undo.callback(pipes[name].close)
+            fd, pipe = _pipe(number)
+            pipes[STREAM_NAMES[number]] = pipe
+            undo.callback(pipe.close)
         else:
-            given = STREAM_NAMES.index(name) if stands_for(value, INHERIT) else value
-            source = open_source(name, given, umask, owner)
+            given = number if stands_for(value, INHERIT) else value
+            source = open_source(STREAM_NAMES[number], given, umask, owner)
             fd = source.fd
             if source.created and source.path:
                 undo.callback(remove_if_empty, source.path, inode(fd))
         fds.append(fd)
-        always.callback(close, fd)
+        opened.append(fd)
     return tuple(fds), pipes
 
 
@@ -85,8 +89,8 @@ def input_file(data: bytes | bytearray | memoryview) -> int:
     return fd
 
 
-def _pipe(name: str) -> tuple[int, IO[bytes]]:
+def _pipe(number: int) -> tuple[int, IO[bytes]]:
     reader, writer = os.pipe()
-    if name == "stdin":
+    if number == 0:
         return reader, open(writer, "wb")
     return writer, open(reader, "rb")

@@ -46,23 +46,22 @@ def _make_attributes() -> ctypes.Array[ctypes.c_char]:
 _attributes = _make_attributes() if CAN_ENTER else None
 
 
-def spawn(  # noqa: PLR0913, PLR0917 - posix_spawn(3) has as many
-    path: bytes,
-    argv: Sequence[bytes],
-    env: Mapping[bytes, bytes] | None,
-    actions: Iterable[tuple[str, int, int]],
-    cwd: bytes | None,
-    started: list[int],
-) -> None:
-    """Start a program in a new session with all signals at their default; `env` None is the caller's.
+_environ = ctypes.c_void_p.in_dll(_libc, "environ") if CAN_ENTER else None  # the variable itself: it may change
 
-    The pid is in `started` also if a signal handler raises in the midst of this. Raises OSError.
+
+class FileActions:
+    """A posix_spawn_file_actions_t: what the child does with its descriptors, and the directory that it enters.
+
+    It can be used again, also by several threads at once, as posix_spawn(3) only reads it.
     """
-    files, pid = ctypes.create_string_buffer(_SIZE), ctypes.c_int(0)
-    own = ctypes.c_void_p.in_dll(_libc, "environ")
-    variables = own if env is None else _vector([name + b"=" + value for name, value in env.items()])
-    _libc.posix_spawn_file_actions_init(files)
-    try:
+
+    __slots__ = ("_destroy", "memory")
+
+    def __init__(self, actions: Iterable[tuple[str, int, int]], cwd: bytes | None) -> None:
+        """Make it; OSError, EBADF for a number at or above RLIMIT_NOFILE."""
+        self.memory = files = ctypes.create_string_buffer(_SIZE)
+        _libc.posix_spawn_file_actions_init(files)
+        self._destroy = _libc.posix_spawn_file_actions_destroy  # which is still here when the interpreter ends
         for kind, fd, to in actions:
             if kind == "dup2":
                 _check(_libc.posix_spawn_file_actions_adddup2(files, fd, to))
@@ -72,15 +71,30 @@ def spawn(  # noqa: PLR0913, PLR0917 - posix_spawn(3) has as many
                 _check(_libc.posix_spawn_file_actions_addclosefrom_np(files, fd))
         if cwd is not None:
             _check(_libc.posix_spawn_file_actions_addchdir_np(files, cwd))
-        _check(_libc.posix_spawn(ctypes.byref(pid), path, files, _attributes, _vector(argv), variables))
+
+    def __del__(self) -> None:
+        """Free what the C library has allocated for it."""
+        self._destroy(self.memory)
+
+
+def spawn(
+    path: bytes, argv: Sequence[bytes], env: Mapping[bytes, bytes] | None, actions: FileActions, started: list[int]
+) -> None:
+    """Start a program in a new session with all signals at their default; `env` None is the caller's.
+
+    The pid is in `started` also if a signal handler raises in the midst of this. Raises OSError.
+    """
+    variables = _environ if env is None else _vector([name + b"=" + value for name, value in env.items()])
+    pid = ctypes.c_int(0)
+    try:
+        _check(_libc.posix_spawn(ctypes.byref(pid), path, actions.memory, _attributes, _vector(argv), variables))
     finally:
         if pid.value:
             started.append(pid.value)
-        _libc.posix_spawn_file_actions_destroy(files)
 
 
 def _vector(parts: Sequence[bytes]) -> ctypes.Array[ctypes.c_char_p]:
-    return (ctypes.c_char_p * (len(parts) + 1))(*parts, None)
+    return (ctypes.c_char_p * (len(parts) + 1))(*parts)  # the last one stays NULL
 
 
 def _check(number: int) -> None:

@@ -13,7 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import daemonkit.errors  # noqa: F401 - loaded now, as a change of user or an upgrade may put it out of reach
 from daemonkit._pidfile.hold import Hold, take
+from daemonkit._pidfile.holder import pidfile_path
 from daemonkit._pidfile.pidfile import PidFile
+from daemonkit._pidfile.ranges import State
 from daemonkit._spawn.ends import check_streams, open_streams
 from daemonkit._spawn.ways import Plan, end_started, start_program
 from daemonkit._system.check import check_number
@@ -81,7 +83,7 @@ def spawn_detached(  # noqa: PLR0913 - each is an option of its own, and keyword
     """
     reap()
     argv, program = command_of(args, executable, shell=shell)
-    options = {"stdin": stdin, "stdout": stdout, "stderr": stderr}
+    options = (stdin, stdout, stderr)
     check_streams(options, input)
     keep = _check_pass_fds(pass_fds)
     variables = environment_of(env)
@@ -94,50 +96,60 @@ def spawn_detached(  # noqa: PLR0913 - each is an option of its own, and keyword
         if variables is None and owner.login:
             variables = owner.environment(os.environb)
     folder = directory_of(cwd)
-    lock = _pidfile_of(pidfile)
+    hold = None if pidfile is None else Hold(pidfile_path(pidfile), State.LENT)
+    timeout = pidfile.timeout if isinstance(pidfile, PidFile) else 0
     path = find_program(program, variables, folder)
     require_pidfds()
-    return _launch(Plan(path, argv, variables, keep, folder, umask, owner), program, args, options, input, lock)
+    plan = Plan(path, argv, variables, keep, folder, umask, owner)
+    return _launch(plan, program, args, options, input, hold, timeout)
 
 
 def _launch(  # noqa: PLR0913, PLR0917 - the plan, and what is still to be opened for it
     plan: Plan,
     program: str | bytes,
     args: object,
-    options: Mapping[str, StreamOption],
+    options: tuple[StreamOption, StreamOption, StreamOption],
     data: bytes | bytearray | memoryview | None,
-    lock: PidFile | None,
+    hold: Hold | None,
+    timeout: float | None,
 ) -> DetachedProcess:
     """Open what the program takes, start it and return its handle; a failure undoes what was done before it."""
     started: list[int] = []
+    low: list[int] = []
+    opened: list[int] = []
+    undo = contextlib.ExitStack()
     try:
-        with contextlib.ExitStack() as fill, contextlib.ExitStack() as always, contextlib.ExitStack() as undo:
+        try:
             while (null := os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) < 3:
-                fill.callback(close, null)  # 0, 1 or 2 is closed here: nothing else may land on it
-            always.callback(close, null)
-            hold = None
-            if lock:
-                hold = Hold(lock.path)
+                low.append(null)  # 0, 1 or 2 is closed here: nothing else may land on it
+            opened.append(null)
+            if hold:
                 undo.callback(hold.release)
-                take(hold, lock.timeout)
-                hold.lend()
-                plan = plan._replace(keep=plan.keep | {hold.fd})
-            streams, pipes = open_streams(options, data, null, plan.umask, plan.owner, always, undo)
-            undo.callback(end_started, started)  # the last callback is the first to run
+                take(hold, timeout)
+                plan.keep |= {hold.fd}
+            plan.streams, pipes = open_streams(options, data, null, plan.umask, plan.owner, opened, undo)
             before = ticks()
-            start_program(plan._replace(streams=streams), started, program)
+            start_program(plan, started, program)
             set_free(started[0])  # of the instance that this process may be part of
             in_time = before == ticks()
-            always.close()  # so that there is a descriptor for a look at /proc, and then for the pidfd
+            _close(opened)  # so that there is a descriptor for a look at /proc, and then for the pidfd
             who = _identity(started[0], before if in_time else None) if hold else None
             handle = _handle(started[0], args, pipes)
             if hold:
                 _hand_over(hold, handle, who)
-            undo.pop_all()
-    except BaseException:
-        end_started(started)  # if a signal handler has raised after undo.pop_all()
-        raise
+        finally:
+            _close(opened)
+            _close(low)
+    except BaseException:  # also one that a signal handler raises
+        with undo:  # the last step first
+            end_started(started)
+            raise
     return handle
+
+
+def _close(descriptors: list[int]) -> None:
+    while descriptors:
+        close(descriptors.pop())
 
 
 def _check_pass_fds(pass_fds: object) -> frozenset[int]:
@@ -159,10 +171,6 @@ def _check_groups(groups: object) -> None:
         raise TypeError(f"extra_groups: numbers and names of groups, not {groups!r}")
 
 
-def _pidfile_of(pidfile: Path | PidFile | None) -> PidFile | None:
-    return pidfile if pidfile is None or isinstance(pidfile, PidFile) else PidFile(pidfile)
-
-
 def _handle(pid: int, args: object, pipes: Mapping[str, IO[bytes]]) -> DetachedProcess:
     try:
         pidfd = open_pidfd(pid)
@@ -173,6 +181,8 @@ def _handle(pid: int, args: object, pipes: Mapping[str, IO[bytes]]) -> DetachedP
         if ended and not has_ended(pidfd):  # it was reaped, and its number now means another process
             close(pidfd)
             pidfd = _readable()
+    if not pipes:
+        return DetachedProcess(pid, pidfd, args, ended=ended)
     stdin, stdout, stderr = map(pipes.get, STREAM_NAMES)
     return DetachedProcess(pid, pidfd, args, stdin=stdin, stdout=stdout, stderr=stderr, ended=ended)
 

@@ -22,7 +22,6 @@ import marshal
 import os
 import signal
 import sys
-from collections import namedtuple
 from functools import partial
 
 from daemonkit._spawn import posix_spawn
@@ -47,23 +46,33 @@ _RESET: Final = ALL_SIGNALS - {signal.SIGKILL, signal.SIGSTOP}
 # Python ignores SIGPIPE and SIGXFSZ, and Popen sets them back. The C library keeps 32 and 33 for itself, and its
 # posix_spawn(3) leaves both ignored in the programs that it starts, such as those that make(1) runs.
 HARMLESS_IGNORED: Final = 1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1 | 1 << 32 - 1 | 1 << 33 - 1
+_STATUS: Final = 4096  # bytes; only a process that is in hundreds of groups takes a second read
 _FEW: Final = 64  # descriptors; it takes less time to close so many numbers than to list what is open
 
 
-class Plan(namedtuple("Plan", ("path", "argv", "env", "keep", "cwd", "umask", "owner", "streams"), defaults=((),))):
+class Plan:  # not a dataclass: importing dataclasses takes as long as all the rest
     """What is to be started, and how; None means as the caller has it."""
 
-    __slots__ = ()
-    path: bytes
-    argv: tuple[bytes, ...]
-    env: dict[bytes, bytes] | None
-    keep: frozenset[int]
-    """The descriptors above 2 that the program has."""
-    cwd: str | None
-    umask: int | None
-    owner: Owner | None
-    streams: tuple[int, ...]
-    """The caller's descriptors that become 0, 1, 2; all above 2."""
+    __slots__ = ("argv", "cwd", "env", "keep", "owner", "path", "streams", "umask")
+
+    def __init__(  # noqa: PLR0913, PLR0917 - the fields
+        self,
+        path: bytes,
+        argv: tuple[bytes, ...],
+        env: dict[bytes, bytes] | None,
+        keep: frozenset[int],
+        cwd: str | None,
+        umask: int | None,
+        owner: Owner | None,
+        streams: tuple[int, ...] = (),
+    ) -> None:
+        """Take the fields."""
+        self.path, self.argv, self.env = path, argv, env
+        self.keep = keep
+        """The descriptors above 2 that the program has."""
+        self.cwd, self.umask, self.owner = cwd, umask, owner
+        self.streams = streams
+        """The caller's descriptors that become 0, 1, 2; all above 2."""
 
 
 def start_program(plan: Plan, started: list[int], program: str | bytes) -> None:
@@ -100,14 +109,12 @@ def _start_for_odd_signals(plan: Plan, started: list[int]) -> None:
 
 def _spawn(plan: Plan, started: list[int]) -> bool:
     """Start it by posix_spawn(3); return False if that refuses a descriptor's number."""
-    actions = _actions(plan)
     try:
         if posix_spawn.CAN_ENTER:
-            cwd = None if plan.cwd is None else os.fsencode(plan.cwd)
-            posix_spawn.spawn(plan.path, plan.argv, plan.env, actions, cwd, started)
+            posix_spawn.spawn(plan.path, plan.argv, plan.env, _file_actions(plan), started)
             return True
         kinds = {"dup2": os.POSIX_SPAWN_DUP2, "close": os.POSIX_SPAWN_CLOSE}
-        files = [(kinds[kind], fd, to)[: 3 if kind == "dup2" else 2] for kind, fd, to in actions]
+        files = [(kinds[kind], fd, to)[: 3 if kind == "dup2" else 2] for kind, fd, to in _actions(plan)]
         start = partial(genuine(os.posix_spawn), file_actions=files, setsid=True, setsigmask=(), setsigdef=_RESET)
         env = own_environment() if plan.env is None else plan.env
         append_result(started, partial(start, plan.path, plan.argv, env))
@@ -118,15 +125,34 @@ def _spawn(plan: Plan, started: list[int]) -> bool:
     return True
 
 
+_ready: dict[tuple[object, ...], posix_spawn.FileActions] = {}
+"""Those that do not depend on what is open. Most launches of a program have the same, and they take a while to make."""
+
+
+def _file_actions(plan: Plan) -> posix_spawn.FileActions:
+    key = (plan.streams, plan.keep, plan.cwd)
+    if (ready := _ready.get(key)) is not None:
+        return ready
+    made = posix_spawn.FileActions(_actions(plan), None if plan.cwd is None else os.fsencode(plan.cwd))
+    if _closes_all(plan):
+        if len(_ready) >= _FEW:
+            _ready.clear()
+        _ready[key] = made
+    return made
+
+
+def _closes_all(plan: Plan) -> bool:
+    """Tell whether the C library can close whatever is open, so that nobody has to look."""
+    return posix_spawn.CAN_CLOSE_ALL and max(plan.keep, default=2) < _FEW
+
+
 def _actions(plan: Plan) -> list[tuple[str, int, int]]:
     """Return what the child does with its descriptors before the exec."""
     actions = [("dup2", fd, number) for number, fd in enumerate(plan.streams)]
     actions += [("dup2", fd, fd) for fd in plan.keep]  # which makes it inheritable, in the child alone
     last = max(plan.keep, default=2)
-    if posix_spawn.CAN_CLOSE_ALL and last < _FEW:
-        unwanted: Iterable[int] = range(3, last)  # to close a number that is not open does no harm
-    else:
-        unwanted = inheritable_descriptors()
+    # To close a number that is not open does no harm.
+    unwanted: Iterable[int] = range(3, last) if _closes_all(plan) else inheritable_descriptors()
     actions += [("close", fd, fd) for fd in unwanted if fd not in plan.keep]
     if posix_spawn.CAN_CLOSE_ALL:
         actions.append(("closefrom", last + 1, 0))
@@ -240,7 +266,8 @@ def _by_shell(plan: Plan) -> Plan:
     program = (_ENV, *mended, plan.path, *plan.argv[1:])
     if b"=" in plan.path:  # which env(1) would take for a variable
         program = (plan.path, *plan.argv[1:])
-    return plan._replace(path=_SHELL, argv=(b"sh", b"-c", script, b"%o" % (plan.umask or 0), *program), env=env)
+    argv = (b"sh", b"-c", script, b"%o" % (plan.umask or 0), *program)
+    return Plan(_SHELL, argv, env, plan.keep, plan.cwd, None, None, plan.streams)
 
 
 def _await_exec(pid: int, argv: Sequence[bytes]) -> None:
@@ -264,12 +291,17 @@ def _is_word(name: bytes) -> bool:
 def _has_odd_signals() -> bool:
     """Tell whether a program that this thread starts would inherit signals that are ignored or blocked: proc(5)."""
     try:
-        with open("/proc/thread-self/status", "rb", buffering=0) as file:
-            text = file.read()  # of any length: there may be thousands of groups
+        fd = os.open("/proc/thread-self/status", os.O_RDONLY | os.O_CLOEXEC)
     except (FileNotFoundError, PermissionError):  # without /proc nobody knows
         return True
-    blocked, ignored = (int(text.partition(name)[2][:16], 16) for name in (b"\nSigBlk:\t", b"\nSigIgn:\t"))
-    return bool(blocked or ignored & ~HARMLESS_IGNORED)
+    text = b""
+    try:
+        while (end := text.find(b"\nSigCgt:")) < 0 and (more := os.read(fd, _STATUS)):
+            text += more
+    finally:
+        close(fd)
+    # Before that line come SigBlk and SigIgn, each with a tab and 16 digits.
+    return end < 0 or bool(int(text[end - 41 : end - 25], 16) or int(text[end - 16 : end], 16) & ~HARMLESS_IGNORED)
 
 
 def end_started(started: list[int]) -> None:

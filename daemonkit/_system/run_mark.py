@@ -72,8 +72,7 @@ def is_supervised() -> bool:
 
 def set_free(pid: int = 0) -> None:
     """Take a child, or this process, out of the run that it was started in, with what it has started by now."""
-    mark = own_mark()
-    if mark is None or mark == FREE:
+    if resource.getrlimit(resource.RLIMIT_RTTIME)[0] < LOWEST:  # no mark, or it is free already
         return
     free = [pid]
     for one in free:  # which grows meanwhile
