@@ -11,7 +11,11 @@ PACKAGE = ROOT / "daemonkit"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 FILES = [
     *SOURCES,
-    *(path for room in ("tests", "stress", "bench", "examples") for path in sorted((ROOT / room).glob("*.py"))),
+    *(
+        path
+        for room in ("tests", "stress", "bench", "engines", "examples")
+        for path in sorted((ROOT / room).glob("*.py"))
+    ),
 ]
 LINES = 600
 BODY = 50
