@@ -44,9 +44,12 @@ VALUES = {
 class Author(Shell):
     """Somebody who has an app file and wants manifests of it."""
 
+    variables = "KEY=hidden\n"
+    """What is in its .env."""
+
     def unit(self, engine: str, text: str) -> str:
         (self.folder / "daemonkit.toml").write_text(text)
-        (self.folder / ".env").write_text("KEY=hidden\n")
+        (self.folder / ".env").write_text(self.variables)
         image = [] if engine == "slurm" else ["--image", "registry/app:1"]
         options = parse(["unit", "-f", f"{self.folder}/daemonkit.toml", "--for", engine, *image])
         said = io.StringIO()
@@ -68,8 +71,8 @@ def app(name: str, **keys: object) -> str:
 
 def _toml(value: object) -> str:
     if isinstance(value, dict):
-        return f"{{ {', '.join(f'{key} = {_toml(one)}' for key, one in value.items())} }}"
-    return json.dumps(value)
+        return f"{{ {', '.join(f'{_toml(key)} = {_toml(one)}' for key, one in value.items())} }}"
+    return json.dumps(value, ensure_ascii=False)
 
 
 def fields_and_comments(engine: str, text: str) -> tuple[Any, str]:

@@ -19,7 +19,7 @@ def dump(value: object) -> str:
     try:
         import yaml  # the extra "cli"
     except ImportError:
-        raise ValueError("YAML can't be written without PyYAML: pip install 'daemonkit[cli]'") from None
+        raise ValueError('YAML can\'t be written without PyYAML: pip install "daemonkit[cli]"') from None
 
     class Dumper(yaml.SafeDumper):
         def ignore_aliases(self, _data: Any) -> bool:  # noqa: ANN401 - as there
