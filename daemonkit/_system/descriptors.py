@@ -117,18 +117,24 @@ def _is_file(fd: int, file: tuple[int, int, int]) -> bool:
 
 
 def _may_be_awaited(fd: int) -> bool:
-    """Tell whether anybody can notice that this descriptor is closed: it is a pipe, a socket or a terminal.
+    """Tell whether anybody can notice that this descriptor is closed.
 
-    Nobody waits for a file, a directory, another device (/dev/urandom) or an epoll, inotify or event descriptor (which
-    have no file type), and a library may have opened it before daemonkit was imported. A lock of flock(1) on it is
-    different: somebody may wait for that lock. But not if this very process took it, as HDF5 locks what it opens.
+    Nobody waits for a regular file, a directory, a source of random numbers or for an epoll, inotify or event
+    descriptor (which have no file type), and a library may have opened it before daemonkit was imported. A lock of
+    flock(1) on it is different: somebody may wait for that lock. But not if this very process took it, as HDF5 locks
+    what it opens.
     """
-    mode = os.fstat(fd).st_mode
-    if stat.S_IFMT(mode) == 0:
+    info = os.fstat(fd)
+    if stat.S_IFMT(info.st_mode) == 0:
         return False
-    if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(fd):
+    if not (stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode) or _is_random(info)):
         return True
     return _flock_holder(fd) not in {None, os.getpid()}
+
+
+def _is_random(info: os.stat_result) -> bool:
+    """Tell whether it is /dev/random or /dev/urandom: random(4)."""
+    return stat.S_ISCHR(info.st_mode) and info.st_rdev in {os.makedev(1, 8), os.makedev(1, 9)}
 
 
 def _flock_holder(fd: int) -> int | None:
