@@ -110,13 +110,13 @@ _AT_EXIT: "list[Callable[[], object]]" = []
 
 
 @_atexit.register
-def _run_at_exit() -> None:
+def _run_at_exit(functions: "list[Callable[[], object]]" = _AT_EXIT) -> None:  # this very list, also after a reload
     try:
-        while _AT_EXIT:
-            _AT_EXIT.pop()()
+        while functions:
+            functions.pop()()
     finally:
-        if _AT_EXIT:  # one of them has raised, or a signal handler: the others count all the same
-            _run_at_exit()
+        if functions:  # one of them has raised, or a signal handler: the others count all the same
+            _run_at_exit(functions)
 
 
 def _is_available() -> bool:

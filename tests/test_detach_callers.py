@@ -276,6 +276,29 @@ def test_what_spawn_detached_has_launched_is_not_warned_of(tmp_path: Path, keep:
     ended(reported(tmp_path)["pid"])
 
 
+LOST = {
+    "a lock by lockf(3)": ("import fcntl; f = open('one.lock', 'w'); fcntl.lockf(f, fcntl.LOCK_EX)", ["one.lock"]),
+    "a database of SQLite": (
+        "import sqlite3; c = sqlite3.connect('w.db'); c.execute('pragma journal_mode=wal'); c.execute('create table t (a)')",
+        ["w.db", "w.db-shm"],
+    ),
+    "an environment of LMDB": ("import lmdb; e = lmdb.open('db')", ["lock.mdb"]),
+    "an alarm": ("signal.alarm(1000)", ["signal.alarm()"]),
+    "a lock by flock(2)": ("import fcntl; f = open('one.lock', 'w'); fcntl.flock(f, fcntl.LOCK_EX)", []),
+}
+
+
+@pytest.mark.parametrize("kind", LOST)
+def test_locks_and_timers_that_a_fork_does_not_pass_on_are_named_in_a_warning(tmp_path: Path, kind: str) -> None:
+    before, named = LOST[kind]
+    if "lmdb" in before:
+        pytest.importorskip("lmdb")
+    done = run(tmp_path, f"{before}\nwith daemonkit.detached(working_directory='.'): report()\n")
+    ended(reported(tmp_path)["pid"])
+    assert done.stderr.count("RuntimeWarning: the daemon will not have the ") == bool(named), done.stderr
+    assert all(name in done.stderr for name in named), done.stderr
+
+
 def test_a_resource_tracker_that_keeps_the_output_open_is_told_with_the_way_out(tmp_path: Path) -> None:
     done = run(
         tmp_path,

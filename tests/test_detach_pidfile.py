@@ -64,6 +64,21 @@ def test_it_is_held_while_exit_handlers_run_that_were_registered_after_the_impor
     assert not (tmp_path / "pid").exists()
 
 
+def test_it_goes_in_the_end_also_where_the_package_is_loaded_anew(tmp_path: Path) -> None:
+    """As IPython's autoreload does it."""
+    run(
+        tmp_path,
+        """
+        import importlib
+        with daemonkit.detached(pidfile="pid", working_directory="."):
+            importlib.reload(daemonkit)
+            report()
+    """,
+    )
+    assert ended(reported(tmp_path)["pid"]) == 0
+    assert not (tmp_path / "pid").exists()
+
+
 def test_close_frees_it_at_once(tmp_path: Path) -> None:
     run(
         tmp_path,

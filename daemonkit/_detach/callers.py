@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import stat
 import sys
 import threading
 import warnings
 
+from daemonkit._system.descriptors import open_descriptors
 from daemonkit._system.pidfd import launched
 from daemonkit._system.process import start_of
 from daemonkit._system.run_mark import children_of
@@ -29,7 +31,7 @@ def refuse_callers(*, detach: bool, meant: bool) -> None:
     """
     if not in_main_thread():
         raise RuntimeError(
-            "detached() must be called in the main thread: signal handlers and the exit status are its own"
+            "detached() must be called in the main thread, which handles the signals and decides the exit status"
         )
     if _is_importing_main():
         raise RuntimeError(
@@ -39,7 +41,9 @@ def refuse_callers(*, detach: bool, meant: bool) -> None:
     if not detach:
         return
     if _in_kernel():
-        raise RuntimeError("a notebook's kernel can't be a daemon: spawn_detached() or supervise() a script instead")
+        raise RuntimeError(
+            "a notebook's kernel can't become a daemon; spawn_detached() or supervise() a script instead"
+        )
     if _has_running_loop():
         raise RuntimeError(
             "an event loop runs in this thread and can't be forked: call detached() first, and start the loop in its "
@@ -47,8 +51,9 @@ def refuse_callers(*, detach: bool, meant: bool) -> None:
         )
     if not meant and _under_pytest():
         raise RuntimeError(
-            "the daemon would be a copy of this test run, which would end green here; start the program as a process "
-            "of its own, or test it with detach_process=False; detach_process=True says that it is meant"
+            "the daemon would be a copy of this test run, and the run itself would end here as passed; start the "
+            "program as a process of its own, or test it with detach_process=False; "
+            "detach_process=True says that it is meant"
         )
 
 
@@ -95,7 +100,7 @@ def _under_pytest() -> bool:
 
 
 def warn_of_losses() -> None:
-    """Warn of what the daemon will not have: other threads, child processes, the end of the caller's output."""
+    """Warn of what the daemon will not have: other threads, child processes, locks, timers, an end of the output."""
     if threads := _other_threads():
         _warn(f"these threads will not exist in the daemon: {', '.join(threads)}; start them in the body")
     tracker = _resource_tracker()
@@ -110,6 +115,10 @@ def warn_of_losses() -> None:
             f"multiprocessing's resource tracker (process {tracker}) keeps this program's output open until the daemon "
             "ends, so whoever reads it waits that long; create locks, queues and shared memory in the body"
         )
+    if locked := _locked_files():
+        _warn(f"the daemon will not have the locks (fcntl, lockf) on {', '.join(locked)}; open these files in the body")
+    if any(signal.getitimer(timer)[0] for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)):
+        _warn("the daemon will not have the timer of signal.alarm() or signal.setitimer(); set it in the body")
 
 
 def _warn(message: str) -> None:
@@ -155,6 +164,21 @@ def _shares_channel(pid: int, fd: int) -> bool:
     except OSError:
         return False
     return os.path.samestat(info, own) and (stat.S_ISFIFO(own.st_mode) or stat.S_ISSOCK(own.st_mode))
+
+
+def _locked_files() -> list[str]:
+    """Return the files on which this process has record locks, as LMDB and SQLite do: fork(2) does not pass those on.
+
+    /proc/locks would tell with one look, but that takes milliseconds, in which nobody on the system gets a lock.
+    """
+    own, found = str(os.getpid()), set()
+    for fd in open_descriptors():
+        with contextlib.suppress(OSError):
+            if stat.S_ISREG(os.fstat(fd).st_mode):
+                lines = _read(f"self/fdinfo/{fd}").splitlines()  # lock: 1: POSIX  ADVISORY  WRITE 4242 fe:01:99 0 EOF
+                if any(line.partition(" POSIX ")[2].split()[2:3] == [own] for line in lines):
+                    found.add(os.readlink(f"/proc/self/fd/{fd}"))
+    return sorted(found)
 
 
 def _numbers(path: str) -> list[int]:

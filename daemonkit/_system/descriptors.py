@@ -46,7 +46,7 @@ def descriptor_of(name: str, value: object) -> int:
         except (OSError, ValueError) as error:
             raise ValueError(f"{name}: {value!r} has no descriptor: {error}; give a path or a real file") from error
     else:
-        raise TypeError(f"{name}: a path, an open file or a descriptor, not {value!r}")
+        raise TypeError(f"{name} must be a path, an open file or a descriptor, not {value!r}")
     if not isinstance(fd, int) or not 0 <= fd < 1 << 31:
         raise ValueError(f"{name}: {fd!r} is not a descriptor")
     return fd
