@@ -152,11 +152,30 @@ def test_signals_have_many_names(shell: Shell, name: str) -> None:
 
 
 def test_each_command_has_a_page_of_help_with_an_example(shell: Shell) -> None:
-    commands = ["start", "run", "spawn", "ls", "status", "stop", "restart", "reload", "delete", "logs", "top", "unit"]
+    commands = [
+        "start",
+        "run",
+        "spawn",
+        "ls",
+        "status",
+        "stop",
+        "restart",
+        "reload",
+        "delete",
+        "logs",
+        "top",
+        "unit",
+        "up",
+        "down",
+        "import",
+        "scale",
+        "signal",
+    ]
     page = shell("--help").stdout
     for command in commands:
         text = shell(command, "--help").stdout
-        assert command in page and f"daemonkit {command}" in text.partition("examples:")[2]
+        what, example, _ = text.split("\n\n", 2)
+        assert command in page and what.endswith(".") and example.startswith(f"  daemonkit {command}")
         assert len(text.splitlines()) <= 70
     assert shell("--version").stdout == f"daemonkit {daemonkit.__version__}\n"
 

@@ -20,11 +20,11 @@ _FAILED: Final = 1
 _NOT_RUNNING: Final = 3
 
 COMMANDS: Final = {
-    "start": "Start it in the background; return once it has started.",
-    "stop": "End it; return once it is gone.",
-    "restart": "End it if it runs, and start it.",
-    "reload": "Have it take its settings anew (SIGHUP).",
-    "status": "Tell whether it runs: exit status 0, or 3 if not.",
+    "start": "Start the program in the background; return once it has started.",
+    "stop": "Stop it; return once it has ended.",
+    "restart": "Stop it if it runs, and start it.",
+    "reload": "Have it read its settings again (SIGHUP).",
+    "status": "Show whether it runs; the exit status is 0 if it does, else 3.",
     "run": "Run it in the foreground, on this terminal.",
 }
 
@@ -61,6 +61,7 @@ def _parser(service: Service) -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(
         prog=service.name,
+        description=f"Start {service.name}, stop it, and see whether it runs.\n\n  {service.name} start",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="\n".join(f"  {name:8} {text}" for name, text in COMMANDS.items()),
     )

@@ -192,40 +192,40 @@ class Option:
 
 
 OPTIONS: Final = (
-    Option("-i --instances", 'how many at once, or "auto": one per usable CPU (1)', _instances, "N"),
-    Option("--restart", "when to start it again (on-failure)", choices=("always", "on-failure", "never")),
-    Option("--success-codes", "exit statuses that are no failure (0)", _numbers, "N,N"),
-    Option("--backoff", "seconds before restarts in a row (0.1,2,30)", _backoff, "INITIAL,FACTOR,MAXIMUM"),
-    Option("--min-uptime", "seconds after which it counts as up, 1 at most (1)", _seconds, "S"),
-    Option("--steady-after", "seconds after which a crash is the first in a row (10)", _seconds, "S"),
-    Option("--max-restarts", "restarts in a row before it is given up (no limit)", _count, "N"),
-    Option("--stop-signal", "the signal that asks it to end (SIGTERM)", _signal, "SIG"),
-    Option("--stop-timeout", "seconds until SIGKILL (10)", _patience, "S"),
-    Option("--kill-mode", "who gets the stop signal (group: all of it)", choices=("group", "main")),
-    Option("--wait-ready", "it is up when it sends READY=1 to $NOTIFY_SOCKET", None),
-    Option("--start-timeout", "seconds until it must be up (30)", _seconds, "S"),
-    Option("--ready-check", "a command that ends with 0 once it is up", _command, "CMD"),
-    Option("--ready-tcp", "it is up when this accepts a connection", _address, "HOST:PORT"),
-    Option("--health-check", "a command that ends with 0 while all is well", _command, "CMD"),
-    Option("--health-interval", "seconds between health checks, and for one (10)", _seconds, "S"),
-    Option("--health-failures", "bad ones in a row until it is started again (3)", _at_least_one, "N"),
-    Option("--watchdog", "seconds within which it must send WATCHDOG=1", _seconds, "S"),
-    Option("--max-memory", "memory above which it is replaced; 200M, 1.5G, max", _size, "BYTES"),
+    Option("-i --instances", 'how many instances, or "auto": one per usable CPU (1)', _instances, "N"),
+    Option("--restart", "when to start an instance again (on-failure)", choices=("always", "on-failure", "never")),
+    Option("--success-codes", "exit statuses that are not a failure (0)", _numbers, "N,N"),
+    Option("--backoff", "seconds between restarts in a row (0.1,2,30)", _backoff, "INITIAL,FACTOR,MAXIMUM"),
+    Option("--min-uptime", "seconds until an instance counts as up, at most 1 (1)", _seconds, "S"),
+    Option("--steady-after", "a crash after this many seconds is the first in a row (10)", _seconds, "S"),
+    Option("--max-restarts", "give up an instance after N restarts in a row (no limit)", _count, "N"),
+    Option("--stop-signal", "the signal that asks an instance to end (SIGTERM)", _signal, "SIG"),
+    Option("--stop-timeout", "seconds from that signal to SIGKILL (10)", _patience, "S"),
+    Option("--kill-mode", "who gets that signal: all processes or the main one (group)", choices=("group", "main")),
+    Option("--wait-ready", "an instance is up when it sends READY=1 to $NOTIFY_SOCKET", None),
+    Option("--start-timeout", "seconds within which an instance must be up (30)", _seconds, "S"),
+    Option("--ready-check", "a command that ends with 0 once the instance is up", _command, "CMD"),
+    Option("--ready-tcp", "an instance is up when this accepts a connection", _address, "HOST:PORT"),
+    Option("--health-check", "a command that ends with 0 while the instance is healthy", _command, "CMD"),
+    Option("--health-interval", "seconds between health checks, and for each (10)", _seconds, "S"),
+    Option("--health-failures", "start an instance again after N failures in a row (3)", _at_least_one, "N"),
+    Option("--watchdog", "seconds within which an instance must send WATCHDOG=1", _seconds, "S"),
+    Option("--max-memory", "replace an instance above this memory: 200M, 1.5G, max", _size, "BYTES"),
     Option("--cpu-affinity", "bind instance i to CPU i mod n", choices=("spread",)),
-    Option("--listen", "a socket for all: HOST:PORT or unix:PATH; several times", _listen, "ADDR", several=True),
+    Option("--listen", "a socket for all, HOST:PORT or unix:PATH; repeatable", _listen, "ADDR", several=True),
     Option("--listen-nonblocking", "hand the sockets over non-blocking", None),
-    Option("--cwd", "its directory (this one)", _path, "D"),
-    Option("--env", "a variable of its environment; several times", _variable, "K=V", several=True),
-    Option("--user", "the user that it runs as", _user, "U"),
-    Option("--group", "its group", _user, "G"),
-    Option("--umask", "octal", _octal, "MASK"),
-    Option("--stdin", "the file that it reads", _path, "F"),
+    Option("--cwd", "the directory to run in (this one)", _path, "D"),
+    Option("--env", "a variable for the environment; repeatable", _variable, "K=V", several=True),
+    Option("--user", "the user to run as", _user, "U"),
+    Option("--group", "the group to run as", _user, "G"),
+    Option("--umask", "the umask, in octal", _octal, "MASK"),
+    Option("--stdin", "the file to read from (/dev/null)", _path, "F"),
     Option("--stdout", "a file instead of the log; {instance} is the number", _path, "F"),
-    Option("--stderr", "the same", _path, "F"),
-    Option("--log", "its log (NAME.log)", _path, "F"),
-    Option("--on-event", "a shell command that is run when something goes wrong with an instance", _script, "CMD"),
-    Option("--log-max-bytes", "size at which its logs are rotated; max: never (10M)", _size, "BYTES"),
-    Option("--log-backups", "old logs to keep (5)", _count, "N"),
+    Option("--stderr", "the same for stderr", _path, "F"),
+    Option("--log", "the log file (NAME.log)", _path, "F"),
+    Option("--on-event", "a shell command to run when an instance has trouble", _script, "CMD"),
+    Option("--log-max-bytes", "rotate logs at this size; max: never (10M)", _size, "BYTES"),
+    Option("--log-backups", "how many old logs to keep (5)", _count, "N"),
     Option("--log-format", "text before each line, of {time} and {instance}", str, "TEXT"),
 )
 
@@ -252,9 +252,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             parser.add_argument(
                 *option.flags, help=option.what, type=_typed(option), metavar=option.metavar, action=action
             )
-    what = "take its environment from a file of NAME=VALUE lines; several times"
+    what = "a file of NAME=VALUE lines for the environment; repeatable"
     parser.add_argument("--env-file", metavar="F", action="append", default=[], help=what)
-    parser.add_argument("--update-env", action="store_true", help="take this shell's environment, not the one it had")
+    parser.add_argument(
+        "--update-env", action="store_true", help="take this shell's environment, not the app's old one"
+    )
 
 
 def add_count(parser: argparse.ArgumentParser) -> None:

@@ -53,13 +53,15 @@ def _known_names(**_: object) -> list[str]:
 
 def _status(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", nargs="?", help="the app").completer = _known_names  # type: ignore[attr-defined] # argcomplete's
-    parser.add_argument("--env", action="store_true", help="its environment")
-    parser.add_argument("--pidfile", metavar="F", help="any daemon with that pidfile instead")
+    parser.add_argument("--env", action="store_true", help="show its environment too")
+    parser.add_argument("--pidfile", metavar="F", help="look at the daemon with that pidfile instead")
 
 
 def _stop(parser: argparse.ArgumentParser) -> None:
     _names(parser)
-    parser.add_argument("--pidfile", metavar="F", help="any daemon with that pidfile, such as one of spawn, instead")
+    parser.add_argument(
+        "--pidfile", metavar="F", help="stop the daemon with that pidfile instead, such as one of spawn"
+    )
 
 
 def _instances(parser: argparse.ArgumentParser) -> None:
@@ -69,7 +71,7 @@ def _instances(parser: argparse.ArgumentParser) -> None:
 
 
 def _signal(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("signal", metavar="SIG", help="such as USR1, HUP, RTMIN+1 or 10")
+    parser.add_argument("signal", metavar="SIG", help="the signal, such as USR1, HUP, RTMIN+1 or 10")
     _names(parser)
 
 
@@ -84,16 +86,18 @@ def _names(parser: argparse.ArgumentParser) -> None:
 
 
 def _update_env(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--update-env", action="store_true", help="take this shell's environment, not the one it had")
+    parser.add_argument(
+        "--update-env", action="store_true", help="take this shell's environment, not the app's old one"
+    )
 
 
 def _own_name(parser: argparse.ArgumentParser) -> None:
-    what = "be this app, so that there is no second one, and ls, status, logs and stop see it"
+    what = "be this app: a second one is refused, and ls, status, logs and stop see it"
     parser.add_argument("name", metavar="NAME", nargs="?", help=what).completer = _known_names  # type: ignore[attr-defined] # argcomplete's
 
 
 def _json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _count(text: str) -> int:
@@ -105,15 +109,15 @@ def _count(text: str) -> int:
 def _log(parser: argparse.ArgumentParser) -> None:
     names = parser.add_argument("names", metavar="NAME", nargs="*", help="apps (all), or patterns such as 'web*'")
     names.completer = _known_names  # type: ignore[attr-defined] # argcomplete's
-    parser.add_argument("-f", "--follow", action="store_true", help="go on as they grow; Ctrl-C ends it")
+    parser.add_argument("-f", "--follow", action="store_true", help="go on showing new lines; Ctrl-C ends it")
     parser.add_argument("-n", "--lines", type=_count, default=10, metavar="N", help="how many lines (10)")
-    parser.add_argument("--err", action="store_true", help="stderr alone, where it has a file of its own")
+    parser.add_argument("--err", action="store_true", help="show stderr alone, where it has a file of its own")
     parser.add_argument("--clear", action="store_true", help="empty the logs instead")
 
 
 def _spawn(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--pidfile", metavar="F", help="held by the program as long as it runs")
-    parser.add_argument("--log", metavar="F", help="where its output is appended to (nowhere)")
+    parser.add_argument("--pidfile", metavar="F", help="a pidfile that the program holds as long as it runs")
+    parser.add_argument("--log", metavar="F", help="append the output to this file, not to /dev/null")
 
 
 def _source(parser: argparse.ArgumentParser) -> None:
@@ -126,28 +130,28 @@ def _file(parser: argparse.ArgumentParser) -> None:
 
 def _foreground(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-f", "--file", metavar="FILE", help="run all apps of this file (daemonkit.toml, a Procfile)")
-    until = "with -f: end when the first one has ended, with its status, or when none is left (all)"
+    until = "with -f: end with the first app, and its status, or when none is left (all)"
     parser.add_argument("--until", choices=("any", "all"), help=until)
 
 
 def _unit(parser: argparse.ArgumentParser) -> None:
     _names(parser)
-    parser.add_argument("--user", action="store_true", help="a unit for your own manager: systemctl --user")
-    parser.add_argument("-f", "--file", metavar="FILE", help="all apps of this file, by one unit")
+    parser.add_argument("--user", action="store_true", help="make a unit for your own manager, systemctl --user")
+    parser.add_argument("-f", "--file", metavar="FILE", help="run all apps of this file by one unit")
     targets = ("systemd", "compose", "kubernetes", "nomad", "slurm")
-    what = "what is to run it: %(choices)s (systemd)"
+    what = "the engine that runs it: %(choices)s (systemd)"
     parser.add_argument("--for", dest="target", choices=targets, default="systemd", metavar="ENGINE", help=what)
     parser.add_argument(
-        "--image", metavar="IMAGE", help="with the program and daemonkit in it, for engines that run images"
+        "--image", metavar="IMAGE", help="the image that has the program and daemonkit, for engines that run images"
     )
 
 
 def _up(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("names", metavar="NAME", nargs="*", help="these alone, and what they come after")
+    parser.add_argument("names", metavar="NAME", nargs="*", help="only these apps, and those that they come after")
     _file(parser)
     parser.add_argument("-n", "--dry-run", action="store_true", help="say what would be done, and do nothing")
-    parser.add_argument("--prune", action="store_true", help="stop and forget what has gone from the file")
-    parser.add_argument("--update-env", action="store_true", help="give all of them this shell's environment")
+    parser.add_argument("--prune", action="store_true", help="stop and forget apps that are no longer in the file")
+    parser.add_argument("--update-env", action="store_true", help="give all apps this shell's environment")
 
 
 COMMANDS: Final = {
@@ -162,7 +166,7 @@ COMMANDS: Final = {
     ),
     "run": _Command(
         "_start.run",
-        "the same in the foreground: under systemd, in a container, to debug",
+        "run an app in the foreground: under systemd, in a container, to debug",
         "daemonkit run web -i 4 --restart always -- python worker.py\n  daemonkit run -- python job.py",
         _own_name,
         _foreground,
@@ -180,14 +184,14 @@ COMMANDS: Final = {
     "ls": _Command("_table.ls", "list all apps", "daemonkit ls\n  daemonkit ls --json", _json),
     "status": _Command(
         "_table.status",
-        "show how an app is; status 4 if not all of it is up, 3 if it does not run",
+        "show the state of an app; status 4: not all of it is up, 3: it does not run",
         "daemonkit status web\n  daemonkit status --pidfile job.pid",
         _status,
         _json,
     ),
     "stop": _Command(
         "_change.each",
-        "stop apps, which then stay stopped",
+        "stop apps; they stay stopped until you start them",
         "daemonkit stop web mail\n  daemonkit stop --all\n  daemonkit stop --pidfile job.pid",
         _stop,
     ),
@@ -205,7 +209,7 @@ COMMANDS: Final = {
     ),
     "scale": _Command(
         "_change.scale",
-        "change the number of instances: only those are started or stopped that have to be",
+        "change the number of instances, and start or stop only as many as needed",
         "daemonkit scale web 4",
         _name,
         _instances,
@@ -223,23 +227,23 @@ COMMANDS: Final = {
         "daemonkit logs web -n 100 -f\n  daemonkit logs 'web*' mail -f",
         _log,
     ),
-    "top": _Command("_top.top", "the table of ls, live; q ends it, i shows the instances", "daemonkit top"),
+    "top": _Command("_top.top", "show the table of ls live; q ends it, i shows the instances", "daemonkit top"),
     "up": _Command(
         "_up.up",
-        "make the apps of a file run as it says; what is as it should be is left alone",
+        "make the apps of a file run as it says; leave alone what already does",
         "daemonkit up\n  daemonkit up -f site.toml web    # web, and what it comes after",
         _up,
     ),
     "down": _Command("_up.down", "stop the apps of a file, the last one first", "daemonkit down", _file),
     "import": _Command(
         "_import.import_",
-        "print an app file that says the same as another tool's file",
+        "print the app file for what another tool's file says",
         "daemonkit import supervisord.conf >daemonkit.toml",
         _source,
     ),
     "unit": _Command(
         "_unit.unit",
-        "print what runs the same app elsewhere: a systemd unit, or a manifest for another engine",
+        "print a systemd unit, or a manifest for another engine, to run an app there",
         "daemonkit unit web >/etc/systemd/system/web.service\n"
         "  daemonkit unit web --user >~/.config/systemd/user/web.service\n"
         "  daemonkit unit -f daemonkit.toml --for kubernetes --image registry/site:1 >site.yaml",
@@ -256,6 +260,12 @@ class _Parser(argparse.ArgumentParser):
         """Refuse the command line in one line: argparse would show a dozen."""
         raise _say.Usage(f"{message}; see: {self.prog} --help")
 
+    def format_help(self) -> str:
+        """Begin with what it is for, and examples: the usage and the options may be long."""
+        usage, _, rest = super().format_help().partition("\n\n")
+        opening = self.description or ""
+        return f"{opening}\n\n{usage}\n\n{rest.removeprefix(opening).lstrip()}"
+
 
 def _formatter(prog: str) -> argparse.HelpFormatter:
     """Return a formatter of the terminal's width. To ask for that, argparse would import shutil and its compressors."""
@@ -266,13 +276,16 @@ def _formatter(prog: str) -> argparse.HelpFormatter:
     return argparse.RawDescriptionHelpFormatter(prog, width=width - 2)
 
 
+def _opening(what: str, examples: str) -> str:
+    return f"{what}\n\n  {examples}"
+
+
 def _parser_of(verb: str, add: Callable[..., argparse.ArgumentParser] = _Parser) -> argparse.ArgumentParser:
     command = COMMANDS[verb]
     parser = add(
         prog=f"daemonkit {verb}",
         usage=command.usage,
-        description=f"{command.what[0].upper()}{command.what[1:]}.",
-        epilog=f"examples:\n  {command.examples}",
+        description=_opening(f"{command.what[0].upper()}{command.what[1:]}.", command.examples),
         formatter_class=_formatter,
     )
     for arguments in command.arguments:
@@ -288,8 +301,10 @@ def _whole_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands: for help, errors and completion."""
     parser = _Parser(
         "daemonkit",
-        description="Keep programs running in the background.",
-        epilog="examples:\n  daemonkit start web -i 4 -- python worker.py\n  daemonkit ls\n  daemonkit start --help",
+        description=_opening(
+            "Keep programs running in the background.",
+            "daemonkit start web -i 4 -- python worker.py\n  daemonkit ls\n  daemonkit start --help",
+        ),
         formatter_class=_formatter,
     )
     parser.add_argument("--version", action="version", version=f"daemonkit {_version()}")
@@ -341,7 +356,7 @@ def _check_program(parser: argparse.ArgumentParser, wanted: str, options: argpar
     for word in stray:
         parser.error(f"unexpected argument {word!r}; put the program after --")
     if wanted == "none" and options.command is not None:
-        parser.error("it takes no program")
+        parser.error(f"{parser.prog} takes no program")
     nameless = options.verb == "run" and options.name is None and not options.file
     if options.command == [] or ((wanted == "required" or nameless) and not options.command):
-        parser.error("give the program, after --")
+        parser.error("give the program after --")
