@@ -33,9 +33,9 @@ _AFTER_KILL: Final = 10.0  # seconds; only a process that hangs in the kernel ta
 def attach(pidfile: Path | PidFile) -> DetachedProcess:
     """Return a handle on the process that holds the pidfile.
 
-    It works like that of `spawn_detached`, but takes nobody's exit status. If the process is not a child of this one,
-    the handle knows the status only where the kernel still tells it after the parent has taken it (Linux 6.15).
-    Raises NotRunningError if there is no holder, or none that daemonkit can prove to be it.
+    The handle works like that of `spawn_detached`, but takes the exit status from nobody. If the process is not a
+    child of this one, the handle knows the status only where the kernel still tells it after the parent has taken it
+    (Linux 6.15). Raises NotRunningError if nothing holds the pidfile, or if daemonkit can't prove who does.
     """
     path = pidfile_path(pidfile)
     while True:
@@ -68,14 +68,14 @@ def stop(
 ) -> bool:
     """End the process that holds the pidfile; return once it is gone and the file is free.
 
-    It is sent `signal`, and after `timeout` seconds (None: never) SIGKILL, together with its process group if that is
-    its own: if it leads the group, or was detached by `detached`. Returns True if it ended on request, False if it was
-    killed. Raises NotRunningError if nothing ran, PermissionError if it belongs to another user, and with `kill=False`
-    StopTimeoutError if it goes on running.
+    The process is sent `signal`, and after `timeout` seconds (None: never) SIGKILL. SIGKILL goes to its whole process
+    group if that is its own: if it leads the group, or was detached by `detached`. Returns True if the process ended
+    on request, False if it was killed. Raises NotRunningError if nothing ran, PermissionError if the process belongs to
+    another user, and with `kill=False` StopTimeoutError if it goes on running.
 
     With `group`, what is left of its own process group once it has ended (the rest of a pipeline, a daemon's children)
-    is sent `signal` then, waited for within the same `timeout`, and killed after it. True means that all of it ended on
-    request. The caller, if it is in there itself, is spared.
+    is sent `signal` too, waited for within the same `timeout`, and killed after that. True then means that everything
+    ended on request. A caller that is in the group itself is spared.
 
     >>> daemonkit.spawn_detached(["sleep", "60"], pidfile="b.pid").running
     True
@@ -94,7 +94,7 @@ def stop(
         if left is None:
             return True
         if not kill:
-            message = f"process {left} ({process.args}) did not end within {timeout:g} s, and was not to be killed"
+            message = f"process {left} ({process.args}) did not end within {timeout:g} s; wait longer, or kill it"
             raise StopTimeoutError(message, pid=left)
         left = _kill(process, rest)
         if left is not None:
@@ -126,8 +126,8 @@ def _provable_holder(path: str) -> Holder:
         raise NotRunningError(f"{path} is not held: nothing is running", path=path)
     if not holder.locked_by_daemonkit:
         message = (
-            f"{path} names process {holder.pid}, but is not locked: another tool's process seems to run it, and nobody "
-            f"can prove that it is this one; stop it with that tool (or kill {holder.pid})"
+            f"{path} names process {holder.pid}, but is not locked: another tool's process seems to run it, so "
+            f"daemonkit sends it no signal; stop it with that tool, or with kill {holder.pid}"
         )
         raise NotRunningError(message, path=path)
     if not holder.same_namespace:

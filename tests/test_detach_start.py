@@ -94,7 +94,7 @@ def test_a_status_that_is_no_text_is_refused_and_the_start_goes_on(tmp_path: Pat
     """,
     )
     assert done.returncode == 0 and ended(reported(tmp_path)["pid"]) == 0
-    assert (tmp_path / "log").read_text() == "status: a string or None, not 3\n"
+    assert (tmp_path / "log").read_text() == "status must be a string or None, not 3\n"
 
 
 def test_a_start_that_takes_too_long_is_ended(tmp_path: Path) -> None:

@@ -185,14 +185,14 @@ def test_from_a_procfile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     ("name", "text", "said"),
     [
         ("ecosystem.config.js", "", "is a program; have it write down what it exports: node -p "),
-        ("ecosystem.json", "{", "ecosystem.json: not JSON: "),
-        ("ecosystem.json", "[" * 100000, "ecosystem.json: not JSON: "),
+        ("ecosystem.json", "{", "ecosystem.json is not JSON: "),
+        ("ecosystem.json", "[" * 100000, "ecosystem.json is not JSON: "),
         ("ecosystem.json", "{}", "no list of apps with a script each"),
         ("ecosystem.json", '{"apps": [1]}', "no list of apps with a script each"),
         ("supervisord.conf", "[program:x]\n", "there is no [program:NAME] with a command in it"),
         ("supervisord.conf", "x\n", "File contains no section headers."),
         ("Procfile", "x\n", "Procfile: line 1 is not NAME: COMMAND"),
-        ("compose.yml", "", "by its name neither an ecosystem.json nor a supervisord.conf nor a Procfile"),
+        ("compose.yml", "", "its name must be that of an ecosystem.json, a supervisord.conf or a Procfile"),
     ],
 )
 def test_what_is_no_such_file_is_refused_in_one_line(tmp_path: Path, name: str, text: str, said: str) -> None:

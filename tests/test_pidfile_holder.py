@@ -377,7 +377,7 @@ TWICE = """
 """
 
 
-INSIDE = "its number is that of another PID namespace (a container): stop it there"
+INSIDE = "it is in another PID namespace (a container): stop it there"
 
 
 def _starters(directory: Path, *wrappers: tuple[str, ...]) -> list[str]:

@@ -182,7 +182,7 @@ def test_a_mutex_that_nobody_lets_go_of_is_an_error_and_no_hang(
     path.write_text(f"{DEAD}\n")
     with path.open("r+") as left_open:
         hold_module._lock(left_open.fileno(), __import__("fcntl").F_WRLCK, 0, 1)
-        with pytest.raises(lockfile.LockFailed, match="another process keeps it locked"):
+        with pytest.raises(lockfile.LockFailed, match="is locked by a process that does not hold it"):
             PidFile(path).acquire()
         assert path.read_text() == f"{DEAD}\n"
     with PidFile(path):

@@ -274,7 +274,7 @@ def test_a_relative_path_where_the_working_directory_is_gone_is_named_with_the_c
     """
     done = run(tmp_path, GONE + body)
     assert done.stdout.splitlines()[:1] == [path], done
-    assert "the working directory is gone" in done.stdout and "give an absolute path" in done.stdout
+    assert "the working directory has been removed" in done.stdout and "give an absolute path" in done.stdout
 
 
 def test_absolute_paths_work_where_the_working_directory_is_gone(tmp_path: Path) -> None:

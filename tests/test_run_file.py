@@ -182,7 +182,7 @@ def test_sighup_reads_the_file_anew_and_touches_only_what_differs(site: Site) ->
     before = {name: site.report(name)["pid"] for name in ("db", "web", "mail")}
     site.write("[apps.x\n")
     run.send_signal(signal.SIGHUP)
-    eventually(lambda: any("all stays as it is" in line for line in site.lines("err")))
+    eventually(lambda: any("everything stays as it is" in line for line in site.lines("err")))
     changed = (
         QUICK + APP.format(name="db", after=[]) + APP.format(name="web", after=["db"]).replace("begins", "begins anew")
     )

@@ -227,7 +227,7 @@ def test_a_strangers_group_that_was_given_the_same_number_is_not_signalled(tmp_p
 
 def test_a_bad_group_is_refused(tmp_path: Path) -> None:
     process, _ = _pipeline(tmp_path, "ends")
-    with pytest.raises(TypeError, match="group: True or False"):
+    with pytest.raises(TypeError, match="group must be True or False"):
         daemonkit.stop(tmp_path / "app.pid", group="yes")  # type: ignore[arg-type]
     assert process.running and not select.select([process], [], [], 0)[0]
     process.kill()

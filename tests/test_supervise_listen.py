@@ -122,7 +122,7 @@ def test_a_live_unix_socket_is_refused_and_a_stale_one_replaced(tmp_path: Path) 
         assert done.returncode == 1 and "another process listens there" in done.stderr and path.exists()
     assert run(tmp_path, "daemonkit.supervise(['true'], listen='unix:sock')").returncode == 0
     path.write_text("not a socket")
-    assert "no socket" in run(tmp_path, "daemonkit.supervise(['true'], listen='unix:sock')").stderr
+    assert "not a socket" in run(tmp_path, "daemonkit.supervise(['true'], listen='unix:sock')").stderr
     assert path.read_text() == "not a socket"
 
 

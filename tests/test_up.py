@@ -270,7 +270,7 @@ def test_down_stops_all_the_last_first_also_without_the_file(site: Site) -> None
         assert set(site.pids()) == {"stranger"}
     assert site("down", "-f", "daemonkit.toml").stdout.splitlines() == [f"{n}: does not run" for n in "cba"]
     site("delete", "a", "b", "c")
-    assert "has no app that is known" in site("down", "-f", "daemonkit.toml").stderr
+    assert "no app of " in site("down", "-f", "daemonkit.toml").stderr
 
 
 # --- order ------------------------------------------------------------------------------------------------------------
@@ -340,7 +340,7 @@ def test_ctrl_c_leaves_what_is_up_and_says_what_is_missing(site: Site, *, whole_
     (os.killpg if whole_group else os.kill)(up.pid, signal.SIGINT)
     _, said = up.communicate(timeout=30)
     assert up.returncode == 130
-    assert said.splitlines()[-1] == "daemonkit: interrupted; not as the file says: b, c; daemonkit up goes on"
+    assert said.splitlines()[-1] == "daemonkit: interrupted; not as the file says: b, c; go on with daemonkit up"
     assert set(site.pids()) == {"a"}
     site.write(NEVER_READY.replace("wait_ready = true\n", ""))
     assert sorted(site.up()) == ["a: is as it should be", "b: started", "c: started"]

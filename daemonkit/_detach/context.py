@@ -97,23 +97,28 @@ class DetachedContext(DaemonContext):
             main()
 
     The body runs in the daemon. The caller waits until the daemon counts as started (the body begins; with
-    `wait_ready`, it calls `ready()`) and then ends with status 0, running no ``finally`` and no exit handler of
-    its own: those are the daemon's now. What fails before that is raised in the caller, with nothing left behind.
-    As process 1, with ``NOTIFY_SOCKET`` set, executed by systemd or by `supervise` itself, or with parent 1 (or 0)
-    and no terminal, the same program stays in the foreground instead, and all but the fork is done to it there. The
-    daemon holds its pidfile until the process ends, the foreground until the ``with`` ends.
+    `wait_ready`, it calls `ready()`) and then ends with status 0. It runs no ``finally`` block and no exit handler:
+    those are the daemon's now. What fails before that is raised in the caller, with nothing left behind.
+
+    The program does not fork, and stays in the foreground, where it is a daemon already: as process 1, with
+    ``NOTIFY_SOCKET`` set, executed by systemd or by `supervise` itself, or with parent 1 (or 0) and no terminal.
+    Everything else is done to it there. The daemon holds its pidfile until the process ends, a program in the
+    foreground until the ``with`` ends.
 
     Every option of `daemon.DaemonContext` keeps its name and meaning; these are new, or differ:
 
-    `pidfile`: a path, a `PidFile`, or any context manager (entered in the daemon). `stdin`, `stdout`, `stderr`:
-    None or `DEVNULL`; a path, read or appended to (created 0o640 less the umask); an open file or descriptor;
-    ``stderr=STDOUT``. `umask`: None adds 0o022 to the caller's. `uid`, `gid`: numbers or names; a change of user
-    takes that user's primary and supplementary groups (`initgroups=False`: none of the latter). `close_fds`:
-    "inherited" gives up what this program was handed by whoever started it (what was open and inheritable when
-    daemonkit was imported), "all" closes everything but `files_preserve`.
-    `detach_process`: True or False instead of the rule above. `wait_ready`, `start_timeout`: see above, seconds.
-    `signal_map`: signals or their names, laid over DaemonContext's and SIGHUP, which reopens the logs; a handler of
-    the program's own stays where its signal is not named.
+    - `pidfile`: a path, a `PidFile`, or any context manager (entered in the daemon).
+    - `stdin`, `stdout`, `stderr`: None or `DEVNULL`; a path, read or appended to (created 0o640 less the umask); an
+      open file or descriptor; ``stderr=STDOUT``.
+    - `umask`: None adds 0o022 to the caller's.
+    - `uid`, `gid`: numbers or names. A change of user brings that user's primary and supplementary groups (with
+      `initgroups=False` not the latter), and HOME, USER, LOGNAME and SHELL.
+    - `close_fds`: "inherited" gives up what this program was handed by whoever started it: what was open and
+      inheritable when daemonkit was imported, except regular files. "all" closes everything but `files_preserve`.
+    - `detach_process`: True or False instead of the rule above.
+    - `wait_ready`: the start ends with `ready()`. `start_timeout`: how many seconds the caller waits for it.
+    - `signal_map`: signals or their names, laid over DaemonContext's map and SIGHUP, which reopens the logs. A handler
+      that the program itself had set stays where its signal is not named.
 
     On entry it raises in the caller: TypeError, ValueError; OSError with the path; LookupError for an unknown
     user or group; AlreadyRunningError; RuntimeError inside a running event loop, outside the main thread, in a test
@@ -122,7 +127,7 @@ class DetachedContext(DaemonContext):
 
     >>> daemonkit.detached(stdout="app.log", umask="0o22")
     Traceback (most recent call last):
-    TypeError: umask: a number from 0 to 0o777 or None, not '0o22'
+    TypeError: umask must be a number from 0 to 0o777 or None, not '0o22'
     """
 
     def __init__(  # noqa: PLR0913 - each is an option of its own, and keyword-only
@@ -153,7 +158,7 @@ class DetachedContext(DaemonContext):
         if isinstance(pidfile, (str, bytes, os.PathLike)):
             pidfile = PidFile(pidfile)
         if files_preserve is not None and not isinstance(files_preserve, Iterable):
-            raise TypeError(f"files_preserve: descriptors and open files, not {files_preserve!r}")
+            raise TypeError(f"files_preserve must be a list of descriptors and open files, not {files_preserve!r}")
         super().__init__(
             chroot_directory=chroot_directory,
             working_directory=working_directory,
@@ -256,10 +261,10 @@ class DetachedContext(DaemonContext):
         """
         if not self.is_open or os.getpid() != self.pid:
             raise RuntimeError(
-                "ready() is for the daemon itself, within the body: not before, and not in a child it forked"
+                "ready() must be called by the daemon itself, in the body: not before, and not in a child of it"
             )
         if status is not None and not isinstance(status, str):
-            raise TypeError(f"status: a string or None, not {status!r}")
+            raise TypeError(f"status must be a string or None, not {status!r}")
         if self._started:
             tell_manager(self._notify, STATUS=status)
         else:
@@ -280,7 +285,7 @@ class DetachedContext(DaemonContext):
         except OSError as error:
             if signal_number is None:
                 raise
-            _logger.warning("the log was not reopened, so the old file is written on: %s", error)
+            _logger.warning("the log was not reopened, and the old file stays in use: %s", error)
         else:
             if stands_for(self.stderr, STDOUT) and self._logs:
                 os.dup2(1, 2)

@@ -186,7 +186,7 @@ def _start_error(verdict: Verdict, timeout: float | None) -> StartError:
         message = f"the daemon had not started within {timeout:g} s, so it was ended"
         return StartTimeoutError(message, exitcode=exitcode, **fields)
     if not verdict.arrived:
-        how = "could not be watched: the process that did was killed, so the start was called off"
+        how = "was ended, because the process that watched over its start was killed"
     elif exitcode is None:
         how = "could not be started"
     elif exitcode < 0:

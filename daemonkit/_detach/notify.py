@@ -31,7 +31,7 @@ def connect_manager() -> socket.socket | None:
         connection.connect("\0" + address[1:] if address[0] == "@" else address)
     except (OSError, ValueError) as error:
         connection.close()
-        _logger.warning("NOTIFY_SOCKET=%s can't be reached: %s", address, error)
+        _logger.warning("NOTIFY_SOCKET=%s can't be reached, so the service manager is told nothing: %s", address, error)
         return None
     return connection
 

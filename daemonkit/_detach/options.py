@@ -12,10 +12,10 @@ from types import FrameType
 from daemon.daemon import DaemonContext, make_default_signal_map
 
 from daemonkit._pidfile.pidfile import PidFile
-from daemonkit._system.check import absolute_path, check_boolean, check_number, check_seconds
+from daemonkit._system.check import absolute_path, check_boolean, check_number, check_path, check_seconds
 from daemonkit._system.descriptors import descriptor_of
 from daemonkit._system.signals import ALL_SIGNALS
-from daemonkit._system.streams import STREAM_NAMES, check_enterable, check_path, check_stream
+from daemonkit._system.streams import STREAM_NAMES, check_enterable, check_stream
 from daemonkit._system.users import has_capability, owner_of
 
 TYPE_CHECKING = False
@@ -38,14 +38,14 @@ def check_options(context: DetachedContext) -> None:
     for name in ("initgroups", "prevent_core", "wait_ready", "detach_process"):
         check_boolean(name, getattr(context, name))
     if context.close_fds not in ("inherited", "all"):
-        raise ValueError(f'close_fds: "inherited" or "all", not {context.close_fds!r}')
+        raise ValueError(f'close_fds must be "inherited" or "all", not {context.close_fds!r}')
     for item in context.files_preserve or ():
         if item is not None:
             descriptor_of("files_preserve", item)
     check_number("umask", context.umask, 0o777)
     check_seconds("start_timeout", context.start_timeout)
     if context.start_timeout is not None and context.start_timeout <= 0:
-        raise ValueError(f"start_timeout: more than 0 seconds, or None, not {context.start_timeout!r}")
+        raise ValueError(f"start_timeout must be more than 0 seconds, or None, not {context.start_timeout!r}")
     _check_paths(context)
     _check_signals(context)
     owner_of(context.uid, context.gid, initgroups=context.initgroups)
@@ -57,26 +57,28 @@ def _check_paths(context: DetachedContext) -> None:
         if value is None and name == "chroot_directory":
             continue
         if not isinstance(value, (str, bytes, os.PathLike)):
-            raise TypeError(f"{name}: a path, not {value!r}")
+            raise TypeError(f"{name} must be a path, not {value!r}")
         check_path(name, value)
     if isinstance(context.pidfile, (str, bytes, os.PathLike)):
         context.pidfile = PidFile(context.pidfile)  # assigned since
     if context.pidfile is not None and not isinstance(context.pidfile, AbstractContextManager):
-        raise TypeError(f"pidfile: a path, a PidFile or another context manager, not {context.pidfile!r}")
+        raise TypeError(f"pidfile must be a path, a PidFile or another context manager, not {context.pidfile!r}")
 
 
 def _check_signals(context: DetachedContext) -> None:
     if not isinstance(context.signal_map, Mapping):
-        raise TypeError(f"signal_map: a mapping of signals to actions, not {context.signal_map!r}")
+        raise TypeError(f"signal_map must be a mapping of signals to actions, not {context.signal_map!r}")
     for key, action in context.signal_map.items():
         number = signal_number(key)
         if number in (signal.SIGKILL, signal.SIGSTOP):
             raise ValueError(f"signal_map: {key!r} can be neither handled nor ignored")
         if isinstance(action, str):
             if not callable(getattr(context, action, None)):
-                raise ValueError(f'signal_map: no method {action!r} here; "terminate" and "reopen" are')  # noqa: TRY004 - its type is right
+                raise ValueError(f'signal_map: there is no method {action!r}; use "terminate" or "reopen"')  # noqa: TRY004 - its type is right
         elif not (action is None or callable(action) or action in (signal.SIG_DFL, signal.SIG_IGN)):
-            raise TypeError(f"signal_map: None, a method's name or a handler for {key!r}, not {action!r}")
+            raise TypeError(
+                f"signal_map: the action for {key!r} must be None, a method's name or a handler, not {action!r}"
+            )
 
 
 class _DefaultSignals(dict[SignalKey, Action]):
@@ -122,9 +124,9 @@ def signal_number(key: object) -> int:
     if isinstance(key, str) and key in signal.Signals.__members__:
         return signal.Signals[key]
     if isinstance(key, bool) or not isinstance(key, (int, str)):
-        raise TypeError(f'signal_map: keys are signals or their names, as "SIGHUP", not {key!r}')
+        raise TypeError(f'signal_map: a key must be a signal or its name, such as "SIGHUP", not {key!r}')
     if key not in ALL_SIGNALS:  # real-time signals are there too, which have no names
-        raise ValueError(f'signal_map: no signal {key!r} here; use signal.SIGHUP or "SIGHUP"')
+        raise ValueError(f'signal_map: there is no signal {key!r}; use one such as signal.SIGHUP or "SIGHUP"')
     return int(key)
 
 

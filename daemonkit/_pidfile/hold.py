@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 _MODE: Final = 0o644
 _WRITE = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 _MUTEX_PATIENCE: Final = 2.0  # seconds; a process needs the mutex for a few system calls
-_BETTER_PLACE: Final = "put the pidfile on a local one, as in /run or $XDG_RUNTIME_DIR"
+_BETTER_PLACE: Final = "put the pidfile on a local one, such as in /run or $XDG_RUNTIME_DIR"
 _SLICE: Final = 0.05  # seconds between looks at a file whose holder may release it without ending
 
 
@@ -64,7 +64,9 @@ def _mutex(fd: int, path: str) -> Iterator[None]:
             _lock(fd, fcntl.F_WRLCK, 0, 1)
         except (BlockingIOError, PermissionError):
             if time.monotonic() > deadline:
-                msg = f"{path}: another process keeps it locked, but does not hold it; stop that process (see lslocks)"
+                msg = (
+                    f"{path} is locked by a process that does not hold it; find that process with lslocks, and stop it"
+                )
                 raise LockFailed(msg) from None
             pause(0.001)
         else:

@@ -24,7 +24,7 @@ import time
 from collections import namedtuple
 
 from daemonkit._pidfile.ranges import PID_MAX, State, find_lock
-from daemonkit._system.check import absolute_path
+from daemonkit._system.check import absolute_path, check_path
 from daemonkit._system.pidfd import reap
 from daemonkit._system.process import all_pids, identity_of, is_alive, namespace_id, start_of, wall_clock
 
@@ -67,10 +67,9 @@ def pidfile_path(pidfile: Path | PidFile) -> str:
     if module is not None and isinstance(pidfile, module.PidFile):
         return pidfile.path  # type: ignore[no-any-return]  # as isinstance() has said
     if not isinstance(pidfile, (str, bytes, os.PathLike)):
-        raise TypeError(f"pidfile: a path or a PidFile, not {pidfile!r}")
-    if not (path := os.fsdecode(pidfile)) or "\0" in path:
-        raise ValueError(f"pidfile: {pidfile!r} is not a path")
-    return absolute_path(path)
+        raise TypeError(f"pidfile must be a path or a PidFile, not {pidfile!r}")
+    check_path("pidfile", pidfile)
+    return absolute_path(os.fsdecode(pidfile))
 
 
 def find_holder(path: str) -> Holder | None:
@@ -93,7 +92,7 @@ def examine(fd: int, path: str) -> Holder | None:
     info = os.fstat(fd)
     if not stat.S_ISREG(info.st_mode):
         number = errno.EISDIR if stat.S_ISDIR(info.st_mode) else errno.EINVAL
-        raise OSError(number, "not a regular file, which a pidfile must be; give another path", path)
+        raise OSError(number, "not a regular file, so it can't be a pidfile; give another path", path)
     if (lock := find_lock(fd)) is None:
         return _named_by_another_tool(fd, info)
     if (own := namespace_id()) and lock.namespace != own:
@@ -159,9 +158,9 @@ def already_running(path: str, holder: Holder) -> AlreadyRunningError:
     started = holder.same_namespace and (holder.started or start_of(holder.pid))
     since = f" (since {time.strftime('%H:%M', time.localtime(wall_clock(started)))})" if started else ""
     if not holder.same_namespace:
-        way_out = "its number is that of another PID namespace (a container): stop it there"
+        way_out = "it is in another PID namespace (a container): stop it there"
     elif holder.pid == os.getpid():
-        way_out = "this process itself holds it: release it first"
+        way_out = "that is this process itself: release it first"
     elif holder.locked_by_daemonkit:
         way_out = f"stop it with daemonkit.stop({path!r}), or kill {holder.pid}"
     else:
@@ -177,5 +176,5 @@ def explained(error: OSError, path: str) -> OSError:
     """Return the same error with the pidfile's path and, where the bare text would puzzle, the cause."""
     text = error.strerror or str(error)
     if error.errno == errno.ELOOP:
-        text = "a symbolic link, which a pidfile must not be; give the path it leads to"
+        text = "a symbolic link, so it can't be a pidfile; give the path that it leads to"
     return OSError(error.errno, text, path)

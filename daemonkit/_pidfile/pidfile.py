@@ -27,9 +27,9 @@ class PidFile(PIDLockFile):
 
     Usable wherever a `lockfile.pidlockfile.PIDLockFile` is: `acquire`, `release`, `is_locked`, `i_am_locking`,
     `read_pid`, `break_lock`, ``DaemonContext(pidfile=...)``, and as a context manager. The path is made absolute
-    at once. While it is held the file has the holder's pid and a newline, mode 0o644. A forked child neither
-    keeps the lock nor removes the file. `timeout` is how many seconds `acquire` waits for the lock: None means
-    for ever, 0 or less not at all. Locks are Linux's open file description locks; see fcntl(2).
+    at once. While it is held, the file has the holder's pid and a newline, mode 0o644. A forked child neither
+    keeps the lock nor removes the file. `timeout`: how many seconds `acquire` waits for the lock; None: for ever, 0 or
+    less: not at all. Locks are Linux's open file description locks; see fcntl(2).
 
     >>> lock = PidFile("app.pid")
     >>> with lock:

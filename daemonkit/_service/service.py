@@ -69,8 +69,8 @@ class Service:
     `target` is what the daemon does: a function that is called with the `DetachedContext`, if it takes an argument,
     or a coroutine function, which `asyncio.run` runs and SIGTERM cancels. `options` are those of `detached`, checked
     at once; handlers in `signal_map` may be coroutine functions. `pidfile`, a path or a `PidFile`, is required, and a
-    relative path means the caller's present directory. `name` stands before messages, by default the program's own.
-    `stop_timeout` is in seconds: what `stop` and `restart` give it to end before SIGKILL; None for ever.
+    relative path means the caller's present directory. `name` stands before messages; by default it is the program's
+    own. `stop_timeout`: how many seconds `stop` and `restart` wait for the daemon's end before SIGKILL; None: for ever.
 
     >>> def work(daemon):
     ...     daemon.ready()
@@ -93,9 +93,9 @@ class Service:
     ) -> None:
         """Take the options, and refuse bad ones; nothing is started or opened yet."""
         if not callable(target):
-            raise TypeError(f"target: a function or a coroutine function, not {target!r}")
+            raise TypeError(f"target must be a function or a coroutine function, not {target!r}")
         if name is not None and not isinstance(name, str):
-            raise TypeError(f"name: a string or None, not {name!r}")
+            raise TypeError(f"name must be a string or None, not {name!r}")
         if stop_timeout is None or type(stop_timeout) not in {int, float} or not stop_timeout > 0:
             from daemonkit._system.check import check_seconds  # noqa: PLC0415 - what is plainly right needs no look
 
@@ -117,7 +117,7 @@ class Service:
 
         The daemon's side never comes back: neither ``finally`` blocks nor exit handlers of the caller run there.
         Raises what `detached` raises: AlreadyRunningError, StartError, StartTimeoutError, OSError... If another start
-        is under way it waits for that one's end, and raises AlreadyRunningError or StartError then. Ctrl-C, or any
+        is under way, it waits until that one ends, and then raises AlreadyRunningError or StartError. Ctrl-C, or any
         exception in the waiting caller, ends the daemon too. Where `detached` stays in the foreground (systemd, a
         container, ``detach_process=False``) it does the same as `run`, and returns this process's own pid at the end.
         """

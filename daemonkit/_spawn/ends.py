@@ -29,9 +29,9 @@ def check_streams(options: Streams, data: object) -> None:
     if data is None:
         return
     if not isinstance(data, (bytes, bytearray, memoryview)):
-        raise TypeError(f"input: bytes, not {data!r}")
+        raise TypeError(f"input must be bytes, not {data!r}")
     if options[0] is not None:
-        raise ValueError("input: goes to stdin, so stdin can't be given too")
+        raise ValueError("input goes to stdin, so stdin can't be given too")
 
 
 def open_streams(  # noqa: PLR0913, PLR0917 - options, and what closes or undoes what is opened for them

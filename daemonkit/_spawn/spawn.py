@@ -65,12 +65,14 @@ def spawn_detached(  # noqa: PLR0913 - each is an option of its own, and keyword
     default signal dispositions, an empty signal mask, and no descriptors but 0, 1, 2, `pass_fds` and, with
     `pidfile`, one for the lock. It stays an ordinary child of the caller as long as that lives.
 
-    `stdin`, `stdout`, `stderr`: None or `DEVNULL`, a path (read, or appended to; created 0o640 less the umask), an
-    open file or descriptor, `INHERIT`, `PIPE`, ``stderr=STDOUT``. `input`: bytes for its stdin, complete even if the
-    caller ends at once. `cwd`, `env`, `executable`, `shell`, `umask`, `pass_fds`: as in `subprocess`. `user`,
-    `group`, `extra_groups`: numbers or names; a user alone brings its own primary and supplementary groups, and
-    the caller's are never kept. `pidfile`: a path or a `PidFile`, locked before the program starts and held by it
-    for life; on return it names the program.
+    - `stdin`, `stdout`, `stderr`: None or `DEVNULL`, a path (read, or appended to; created 0o640 less the umask), an
+      open file or descriptor, `INHERIT`, `PIPE`, ``stderr=STDOUT``.
+    - `input`: bytes for its stdin, complete even if the caller ends at once.
+    - `cwd`, `env`, `executable`, `shell`, `umask`, `pass_fds`: as in `subprocess`.
+    - `user`, `group`, `extra_groups`: numbers or names. A user alone brings its own primary and supplementary groups;
+      the caller's are never kept. Where `env` is not given, HOME, USER, LOGNAME and SHELL become that user's.
+    - `pidfile`: a path or a `PidFile`. It is locked before the program starts, and the program holds it for life; on
+      return it names the program.
 
     Raises in the caller, with nothing started and nothing left: OSError with its errno and, as `filename`, what is
     at fault (the program, the interpreter in its ``#!``, `cwd`, a log, the pidfile); AlreadyRunningError; TypeError,
@@ -156,7 +158,7 @@ def _check_pass_fds(pass_fds: object) -> frozenset[int]:
     if isinstance(pass_fds, tuple) and not pass_fds:
         return frozenset()
     if isinstance(pass_fds, (str, bytes)) or not isinstance(pass_fds, Iterable):
-        raise TypeError(f"pass_fds: descriptors, not {pass_fds!r}")
+        raise TypeError(f"pass_fds must be descriptors, not {pass_fds!r}")
     kept = frozenset(descriptor_of("pass_fds", fd) for fd in pass_fds)
     for fd in kept:
         try:
@@ -168,7 +170,7 @@ def _check_pass_fds(pass_fds: object) -> frozenset[int]:
 
 def _check_groups(groups: object) -> None:
     if groups is not None and (isinstance(groups, (str, bytes)) or not isinstance(groups, Iterable)):
-        raise TypeError(f"extra_groups: numbers and names of groups, not {groups!r}")
+        raise TypeError(f"extra_groups must be numbers and names of groups, not {groups!r}")
 
 
 def _handle(pid: int, args: object, pipes: Mapping[str, IO[bytes]]) -> DetachedProcess:

@@ -101,9 +101,9 @@ def _start_for_odd_signals(plan: Plan, started: list[int]) -> None:
         _await_exec(started[0], by_shell.argv)
     else:
         raise RuntimeError(
-            "signals are ignored or blocked here, and it would take a Python to set them back for the program, which "
-            f"sys.executable ({sys.executable!r}) is not; call signal.signal(N, signal.SIG_DFL) for the ignored ones, "
-            "and signal.pthread_sigmask(signal.SIG_SETMASK, ()), before this"
+            "signals are ignored or blocked here, and only a Python could reset them for the program, which "
+            f"sys.executable ({sys.executable!r}) is not; reset them yourself before this call: "
+            "signal.signal(N, signal.SIG_DFL) for each ignored one, and signal.pthread_sigmask(signal.SIG_SETMASK, ())"
         )
 
 
@@ -228,7 +228,7 @@ def _become(plan: Plan, started: list[int]) -> None:
             _run(plan, started, command, (spec, writer.fileno()), cwd=plan.cwd)
         except OSError as error:
             if error.filename == sys.executable:
-                text = f"{error.strerror}: it is needed to set back the signals that are ignored or blocked here"
+                text = f"{error.strerror}: it is needed to reset the signals that are ignored or blocked here"
                 raise OSError(error.errno, text, sys.executable) from error
             raise
         writer.close()
@@ -237,7 +237,9 @@ def _become(plan: Plan, started: list[int]) -> None:
         return
     end_started(started)
     if not report:
-        raise RuntimeError(f"{sys.executable}, which sets back the caller's ignored or blocked signals, did not start")
+        raise RuntimeError(
+            f"{sys.executable} did not start; it is needed to reset the signals that are ignored or blocked here"
+        )
     raise OSError(int(report[1:]), os.strerror(int(report[1:])), plan.path)
 
 

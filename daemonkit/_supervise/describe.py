@@ -35,7 +35,9 @@ def describe(kind: Kind, run: Run, now: float) -> str:
         case "watchdog":
             words = f"has not sent WATCHDOG=1 for {instance.rules.watchdog:g} s, so it is killed"
         case "gave-up":
-            words = f"was the last run: {instance.rules.max_restarts} restarts in a row are allowed, so it is given up"
+            words = (
+                f"is given up after {instance.rules.max_restarts} restarts in a row, which is the limit (max_restarts)"
+            )
         case _:
             words = _WORDS[kind]
     return f"instance {instance.index} (pid {run.pid}) {words}"
@@ -47,7 +49,7 @@ BACKGROUND: Final = "put itself into the background"
 def describe_left(run: Run, count: int) -> str:
     """Return what a program has done that ended with status 0 and left processes, as one that makes itself a daemon."""
     left = f"{count} process{'' if count == 1 else 'es'}, ended with it"
-    return f"instance {run.instance.index} (pid {run.pid}) {BACKGROUND} ({left}): have it run in the foreground"
+    return f"instance {run.instance.index} (pid {run.pid}) {BACKGROUND} ({left}); have it run in the foreground"
 
 
 def is_wished(kind: Kind, run: Run) -> bool:

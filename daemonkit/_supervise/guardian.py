@@ -118,7 +118,7 @@ class Guardian:
                 self._control = None
                 _end_worker(worker)
                 if not done:
-                    self._clear()
+                    self._end_what_is_left()
         if not done:
             _logger.error("the worker process was killed or failed; what it ran is ended, and a new one starts")
         return done
@@ -308,9 +308,9 @@ class Guardian:
                 with self.adopted.callers_turn():
                     self._on_event(event)
             except Exception:
-                _logger.exception("on_event raised; the supervising goes on")
+                _logger.exception("on_event raised an exception; the supervising goes on")
 
-    def _clear(self) -> None:
+    def _end_what_is_left(self) -> None:
         """End what a worker that was killed has left."""
         self._wishes.drop_trials()
         mains = {pid for record in self._records for pid in record.pids}

@@ -35,7 +35,7 @@ def bind_sockets(
     """
     wanted = [listen] if isinstance(listen, str) or is_socket(listen) else listen
     if not isinstance(wanted, Iterable):
-        raise TypeError(f'listen: "host:port", "unix:path" or a socket, not {listen!r}')
+        raise TypeError(f'listen must be "host:port", "unix:path" or a socket, not {listen!r}')
     given = [*wanted]
     found = {one: known.get(one) or _bound(one, stack) for one in given}
     for one, sock in found.items():
@@ -72,9 +72,9 @@ def _bound(one: object, stack: contextlib.ExitStack) -> socket.socket:
     if is_socket(one):
         return _handed_in(one, stack)
     if not isinstance(one, str):
-        raise TypeError(f'listen: "host:port", "unix:path" or a socket, not {one!r}')
+        raise TypeError(f'listen must be "host:port", "unix:path" or a socket, not {one!r}')
     if one == "unix:" or "\0" in one:
-        raise ValueError(f"listen: {one!r} names no socket")
+        raise ValueError(f"listen: {one!r} does not name a socket")
     if one.startswith("unix:"):
         return _bound_unix(absolute_path(one.removeprefix("unix:")), stack)
     return _bound_port(one, stack)
@@ -94,10 +94,10 @@ def _handed_in(one: socket.socket, stack: contextlib.ExitStack) -> socket.socket
 def addresses_of(option: str, one: object, flags: int = 0) -> tuple[tuple[int, object], ...]:
     """Return the addresses that "host:port" means, each with its family; TypeError, ValueError, OSError."""
     if not isinstance(one, str):
-        raise TypeError(f'{option}: "host:port", not {one!r}')
+        raise TypeError(f'{option} must be "host:port", not {one!r}')
     form = re.fullmatch(r"(?P<host>\[[^][]*\]|[^][:]*):(?P<port>[0-9]{1,5})", one)
     if not form or int(form["port"]) > _LAST_PORT:
-        raise ValueError(f'{option}: "host:port", as "127.0.0.1:8000" or "[::1]:8000", not {one!r}')
+        raise ValueError(f'{option} must be "host:port", such as "127.0.0.1:8000" or "[::1]:8000", not {one!r}')
     host, port = form["host"].strip("[]"), int(form["port"])
     try:
         found = getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=flags)
@@ -138,7 +138,7 @@ def _remove_stale_socket(path: str) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(info.st_mode):
-        raise FileExistsError(errno.EEXIST, "listen: there is something that is no socket", path)
+        raise FileExistsError(errno.EEXIST, "listen: a file of that name exists, and is not a socket", path)
     with Socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)  # one with a full backlog would keep us waiting
         try:

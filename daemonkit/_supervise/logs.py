@@ -122,7 +122,7 @@ class Log(Sink):
         try:
             self._open()
         except OSError as error:
-            _logger.warning("%s can't be opened anew, so the old file is written on: %s", self.path, error)
+            _logger.warning("%s can't be opened anew, so the old file stays in use: %s", self.path, error)
         else:
             close(before)
 

@@ -11,9 +11,9 @@ import time
 from daemonkit._constants import INHERIT, PIPE, STDOUT, stands_for
 from daemonkit._supervise.logs import Descriptor, Log
 from daemonkit._supervise.pump import Pump
-from daemonkit._system.check import absolute_path
+from daemonkit._system.check import absolute_path, check_path
 from daemonkit._system.record import field, record, replace
-from daemonkit._system.streams import check_path, check_stream, open_log, open_source
+from daemonkit._system.streams import check_stream, open_log, open_source
 from daemonkit._system.unpatched import close, genuine
 
 TYPE_CHECKING = False
@@ -139,7 +139,7 @@ def settle_streams(
     found: list[Stream] = []
     for number, (name, value) in enumerate(options.items()):
         if stands_for(value, PIPE):
-            raise ValueError(f"{name}: PIPE has nobody to read it here; give a path or a descriptor")
+            raise ValueError(f"{name}: PIPE can't be used here, as nobody reads it; give a path or a descriptor")
         if isinstance(value, (str, bytes, os.PathLike)):
             check_path(name, value)
             if name == "stdin":

@@ -48,7 +48,7 @@ class Pump:
         try:
             self.reader, self.writer = os.pipe()
         except OSError as error:
-            text = f"{error.strerror}: each instance's log takes two; raise the limit (ulimit -n)"
+            text = f"{error.strerror}: each instance's log takes two descriptors; raise the limit (ulimit -n)"
             raise OSError(error.errno, text, getattr(log, "path", None)) from error
         os.set_blocking(self.reader, False)
         with contextlib.suppress(OSError):

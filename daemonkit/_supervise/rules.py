@@ -38,9 +38,9 @@ class Backoff:
         for name, least in (("initial", 0.0), ("factor", 1.0), ("maximum", 0.0)):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or isinstance(value, bool):
-                raise TypeError(f"Backoff: {name}: a number, not {value!r}")
+                raise TypeError(f"Backoff: {name} must be a number, not {value!r}")
             if not least <= value <= _LONGEST:
-                raise ValueError(f"Backoff: {name}: from {least:g} to {_LONGEST:g}, not {value!r}")
+                raise ValueError(f"Backoff: {name} must be from {least:g} to {_LONGEST:g}, not {value!r}")
 
     def delay(self, in_row: int) -> float:
         """Return the delay before a restart that follows `in_row` others without a good run in between."""
@@ -85,16 +85,16 @@ class Rules:
     def __post_init__(self) -> None:
         """Refuse bad values: TypeError, ValueError."""
         if not isinstance(self.restart, str) or self.restart not in {"always", "on-failure", "never"}:
-            raise ValueError(f'restart: "always", "on-failure" or "never", not {self.restart!r}')
+            raise ValueError(f'restart must be "always", "on-failure" or "never", not {self.restart!r}')
         if not isinstance(self.kill_mode, str) or self.kill_mode not in {"group", "main"}:
-            raise ValueError(f'kill_mode: "group" or "main", not {self.kill_mode!r}')
+            raise ValueError(f'kill_mode must be "group" or "main", not {self.kill_mode!r}')
         if not isinstance(self.backoff, Backoff):
-            raise TypeError(f"backoff: a daemonkit.Backoff, not {self.backoff!r}")
+            raise TypeError(f"backoff must be a daemonkit.Backoff, not {self.backoff!r}")
         check_boolean("wait_ready", self.wait_ready)
         check_number("max_restarts", self.max_restarts, 1 << 62)
         check_number("health_failures", self.health_failures, 1 << 62)
         if not self.health_failures:
-            raise ValueError(f"health_failures: at least 1, not {self.health_failures!r}")
+            raise ValueError(f"health_failures must be at least 1, not {self.health_failures!r}")
         self._set("success_codes", _statuses(self.success_codes))
         for name in ("min_uptime", "steady_after", "start_timeout"):
             self._set(name, seconds(name, getattr(self, name)))
@@ -107,7 +107,7 @@ class Rules:
 
 
 def _statuses(codes: object) -> frozenset[int]:
-    error = TypeError(f"success_codes: exit statuses, not {codes!r}")
+    error = TypeError(f"success_codes must be exit statuses, not {codes!r}")
     if isinstance(codes, (str, bytes)) or not isinstance(codes, Iterable):
         raise error
     found = frozenset(codes)
@@ -120,5 +120,5 @@ def seconds(name: str, value: object, least: float = math.ulp(0.0)) -> float:
     """Return a number of seconds that is at least so much; TypeError, ValueError."""
     check_seconds(name, value)
     if value is None or value < least:  # type: ignore[operator]
-        raise ValueError(f"{name}: seconds, {'more than' if least else 'at least'} 0, not {value!r}")
+        raise ValueError(f"{name} must be {'more than' if least else 'at least'} 0 seconds, not {value!r}")
     return min(float(value), _LONGEST)  # type: ignore[arg-type]

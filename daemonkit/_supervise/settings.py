@@ -158,7 +158,7 @@ def end_what_is_left() -> None:
     """End the orphans of supervisors that were killed, which may hold the very sockets that are to be bound."""
     marks.end_orphaned()
     if pids := marks.unproven_orphans():
-        text = "instances of a supervisor that was killed may have left processes %s; nothing proves it, so they go on"
+        text = "processes %s may have been left by a supervisor that was killed; nothing proves it, so they go on"
         _logger.warning(text, ", ".join(map(str, pids)))
 
 
@@ -174,7 +174,7 @@ def check(options: Mapping[str, Any]) -> Settings:
     _size("log_max_bytes", options["log_max_bytes"])
     number, cpus = _signal_number(options["stop_signal"]), _cpus(options["cpu_affinity"])
     if options["log_backups"] is None:
-        raise ValueError("log_backups: a number, not None")
+        raise ValueError("log_backups must be a number, not None")
     check_number("log_backups", options["log_backups"], 1 << 30)
     umask = None if umask == -1 else umask
     check_number("umask", umask, 0o777)
@@ -222,24 +222,24 @@ def _count(instances: object) -> int:
     if instances == "auto":
         return len(os.sched_getaffinity(0))
     if not isinstance(instances, int) or isinstance(instances, bool):
-        raise TypeError(f'instances: a number or "auto", not {instances!r}')
+        raise TypeError(f'instances must be a number or "auto", not {instances!r}')
     if instances < 1:
-        raise ValueError(f"instances: at least 1, not {instances}")
+        raise ValueError(f"instances must be at least 1, not {instances}")
     return instances
 
 
 def _size(name: str, value: int | None) -> int | None:
     check_number(name, value, 1 << 62)
     if value == 0:
-        raise ValueError(f"{name}: at least one byte, not 0")
+        raise ValueError(f"{name} must be at least one byte, not 0")
     return value
 
 
 def _signal_number(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"stop_signal: a signal, as signal.SIGTERM, not {value!r}")
+        raise TypeError(f"stop_signal must be a signal such as signal.SIGTERM, not {value!r}")
     if value not in ALL_SIGNALS:
-        raise ValueError(f"stop_signal: no signal {value!r} here")
+        raise ValueError(f"stop_signal: there is no signal {value!r}")
     return int(value)
 
 
@@ -247,7 +247,7 @@ def _cpus(affinity: object) -> tuple[int, ...]:
     if affinity is None:
         return ()
     if affinity != "spread":
-        raise ValueError(f'cpu_affinity: "spread" or None, not {affinity!r}')
+        raise ValueError(f'cpu_affinity must be "spread" or None, not {affinity!r}')
     return tuple(sorted(os.sched_getaffinity(0)))
 
 
@@ -269,12 +269,12 @@ def _checks(options: Mapping[str, Any]) -> CheckSettings | None:
     if options["ready_check"] is None and address is None and options["health_check"] is None:
         return None
     if address is not None and options["listen"]:
-        raise ValueError("ready_tcp: not together with listen, as a socket that is bound here always accepts")
+        raise ValueError("ready_tcp can't be used together with listen, as a socket that is bound here always accepts")
     found: dict[str, tuple[str | bytes, tuple[bytes, ...]]] = {}
     for name in ("ready_check", "health_check"):
         command = options[name]
         if callable(command):
-            raise TypeError(f"{name}: a command, as a list, not {command!r}")
+            raise TypeError(f"{name} must be a command as a list, not {command!r}")
         try:
             _, *rest = (None, b"", ()) if command is None else _target(command, options["env"], options["cwd"])
         except (TypeError, ValueError) as error:
@@ -288,9 +288,9 @@ def _check_format(template: object) -> None:
     if template is None:
         return
     if not isinstance(template, str):
-        raise TypeError(f"log_format: a string or None, not {template!r}")
+        raise TypeError(f"log_format must be a string or None, not {template!r}")
     if "\n" in template or "\0" in template:
-        raise ValueError(f"log_format: text for one line, not {template!r}")
+        raise ValueError(f"log_format must be text for one line, not {template!r}")
 
 
 def _environment(env: object) -> dict[bytes, bytes]:

@@ -73,33 +73,38 @@ def supervise(  # noqa: PLR0913 - each is an option of its own, and keyword-only
             daemonkit.supervise(["python", "worker.py"], instances=4, restart="always")
 
     Runs in the foreground, in the main thread, until SIGTERM or SIGINT (a second one kills at once), or until all
-    instances have ended for good. SIGHUP restarts them one at a time, each new run before the old one is stopped.
-    `target` is a command as in `spawn_detached`, or a callable without arguments, which runs in a forked child.
+    instances have ended for good. SIGHUP restarts them one at a time: each new run is up before the old one is stopped.
     Each instance has ``DAEMONKIT_INSTANCE`` (from 0 on), a session of its own, default signal dispositions and an empty
     mask. What it starts is ended with it. Times are in seconds, sizes in bytes.
 
-    `instances`: a number, or "auto", one per usable CPU. `restart`: "always", "on-failure" (a status not in
-    `success_codes`), "never". `backoff`, `steady_after`, `max_restarts`: the delay before each restart in a row after
-    the first; how long a run lives to start the row afresh; after how many in a row the instance is given up.
-    `stop_signal`, `stop_timeout`: to the instance's group and descendants, then SIGKILL. `kill_mode`: "main" sends the
-    stop signal to the main process alone, SIGKILL still to everything. `min_uptime`: when a run without readiness
-    counts as up, one second at most. `wait_ready`, `start_timeout`: it is up when it sends READY=1 to its
-    ``NOTIFY_SOCKET``, as sd_notify(3) does; one that is not up by then is killed. `ready_check`: a command, run every
-    0.5 s until it ends with 0, then it is up. `ready_tcp`: "host:port", up when that accepts a connection; not with
-    `listen`. `health_check`, `health_interval`, `health_failures`: a command, run that often while it is up; after so
-    many bad ones in a row the instance is stopped and started again. `watchdog`: the longest time between two
-    WATCHDOG=1. `max_memory`: resident, of all that belongs to it; above it the instance is replaced. `cpu_affinity`:
-    "spread", one CPU each. `listen`: "host:port", "unix:path" or sockets, bound once and handed over as
-    sd_listen_fds(3) describes; a callable has them in place of what it had as 3 and up. `listen_nonblocking`: hand
-    them over non-blocking. `cwd`, `env`, `user`, `group`, `umask`, `stdin`, `stdout`, `stderr`: as in
-    `spawn_detached`, the last two by default the caller's; ``{instance}`` in a path is the number. `log_max_bytes`,
-    `log_backups`: rotate stdout and stderr by size, as ``log.1`` and so on. `log_format`: text before each line, of
-    ``{time}`` and ``{instance}``. `on_event`: called with each `Event` in the calling process; if it raises, that is
-    logged and the work goes on. `on_reload`: called at SIGHUP in the calling process, without arguments; returns a
-    mapping of the arguments that change, which is rolled in; if that does not come up, the old ones stay in force.
+    - `target`: a command as in `spawn_detached`, or a callable without arguments, which runs in a forked child.
+    - `instances`: a number, or "auto": one per usable CPU.
+    - `restart`: "always", "on-failure" (a status that is not in `success_codes`), "never".
+    - `backoff`: the delay before each restart in a row after the first. `steady_after`: a run that lived this long
+      starts the row afresh. `max_restarts`: after so many in a row the instance is given up.
+    - `stop_signal`: sent to the instance's process group and descendants, `stop_timeout` before SIGKILL. `kill_mode`:
+      with "main" the main process alone gets it, and SIGKILL still goes to everything that is left.
+    - `min_uptime`: when a run counts as up that has no sign of readiness, one second at most.
+    - `wait_ready`: a run is up when it sends READY=1 to its ``NOTIFY_SOCKET``, as sd_notify(3) does. `ready_check`: a
+      run is up when this command ends with 0; it is run every 0.5 s. `ready_tcp`: a run is up when this "host:port"
+      accepts a connection; not together with `listen`. `start_timeout`: a run that is not up by then is killed.
+    - `health_check`: a command that is run every `health_interval` while the instance is up; after `health_failures`
+      bad ones in a row the instance is stopped and started again.
+    - `watchdog`: the longest time between two WATCHDOG=1 that an instance sends.
+    - `max_memory`: resident, of all that belongs to an instance; above it the instance is replaced.
+    - `cpu_affinity`: "spread" gives each instance one CPU.
+    - `listen`: "host:port", "unix:path" or sockets, bound once and handed over as sd_listen_fds(3) describes; a
+      callable has them as 3 and up. `listen_nonblocking`: they are handed over non-blocking.
+    - `cwd`, `env`, `user`, `group`, `umask`, `stdin`, `stdout`, `stderr`: as in `spawn_detached`, but stdout and stderr
+      are by default the caller's; ``{instance}`` in a path is the instance's number.
+    - `log_max_bytes`, `log_backups`: rotate stdout and stderr by size, as ``log.1`` and so on. `log_format`: text
+      before each line, of ``{time}`` and ``{instance}``.
+    - `on_event`: called in the calling process with each `Event`; an exception there is logged, and the work goes on.
+    - `on_reload`: called in the calling process at SIGHUP; returns a mapping of the arguments that change. They are
+      rolled in; if what they start does not come up, the old ones stay in force.
 
-    Raises, before anything is started: TypeError, ValueError, LookupError; OSError with its path; RuntimeError
-    outside the main thread. Signal handlers and the caller's children are as before when it returns.
+    Raises before anything is started: TypeError, ValueError, LookupError; OSError with its path; RuntimeError outside
+    the main thread. When it returns, signal handlers and the caller's own children are as before.
 
     >>> daemonkit.supervise(["true"], instances=2).exitcode
     0
@@ -114,10 +119,10 @@ def supervise_by(options: dict[str, Any]) -> Summary:
     """
     on_event, on_reload = options.pop("on_event"), options.pop("on_reload")
     if not in_main_thread():
-        raise RuntimeError("supervise() must be called in the main thread: signal handlers are its own")
+        raise RuntimeError("supervise() must be called in the main thread, which handles the signals")
     for name, callback in (("on_event", on_event), ("on_reload", on_reload)):
         if callback is not None and not callable(callback):
-            raise TypeError(f"{name}: a callable or None, not {callback!r}")
+            raise TypeError(f"{name} must be a callable or None, not {callback!r}")
     require_pidfds()
     reap()
     with contextlib.ExitStack() as stack:

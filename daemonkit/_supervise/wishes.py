@@ -142,13 +142,15 @@ class Wishes:
 def _changed(options: Mapping[str, Any], changes: object) -> dict[str, Any]:
     """Return the options with the changes; TypeError."""
     if not isinstance(changes, Mapping):
-        raise TypeError(f"on_reload: a mapping of arguments of supervise(), not {changes!r}")
+        raise TypeError(f"on_reload must return a mapping of arguments of supervise(), not {changes!r}")
     unknown = [name for name in changes if name not in options]
     if unknown:
         raise TypeError(f"on_reload: {unknown[0]!r} is not an argument of supervise() that can be changed")
     before, target = options["target"], changes.get("target", options["target"])
     if (callable(before) or callable(target)) and target is not before:
-        raise TypeError("on_reload: target: only a command can be changed; a callable is in the worker process already")
+        raise TypeError(
+            "on_reload can change a target only where it is a command; a callable is in the worker process already"
+        )
     return _read_once({**options, **changes})
 
 

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 def unavailable(name: str) -> str:
     """Return what to say of something that is called here all the same."""
     return (
-        f"{name} needs Linux, and a Python with os.pidfd_open and fcntl.F_OFD_SETLK, but this is {sys.platform}; "
-        "run the program in a Linux container (Docker, Podman) or virtual machine"
+        f"{name} needs Linux, and a Python that has os.pidfd_open and fcntl.F_OFD_SETLK; this is {sys.platform}. "
+        "Run the program in a Linux container (Docker, Podman) or virtual machine"
     )
 
 

@@ -36,9 +36,9 @@ class DetachedProcess:
     """A program that `spawn_detached` launched, or the holder of a pidfile that `attach` found.
 
     `pid`, `args`, `stdin`, `stdout`, `stderr` and `returncode` are as in `subprocess.Popen`. It works through a
-    pidfd (pidfd_open(2)), so it never means a process that was given the same number later. It may be dropped at any
-    time: the process goes on, and is reaped at daemonkit's next call after its end. Its methods can be called in any
-    thread; a copy in a forked process sees the end too, but has no claim to the exit status.
+    pidfd (pidfd_open(2)), so it never means a process that was given the same number later. The handle may be dropped
+    at any time: the process goes on, and is reaped at daemonkit's next call after its end. Any thread may call the
+    methods. A copy of the handle in a forked process sees the end too, but never gets the exit status.
 
     >>> p = daemonkit.spawn_detached(["sh", "-c", "exit 3"])
     >>> p.wait(), p.running
@@ -94,21 +94,21 @@ class DetachedProcess:
     def fileno(self) -> int:
         """Return the pidfd: readable once the process has ended, for `select`, `selectors` and `asyncio`.
 
-        It stays the object's own, and open as long as the object lives.
+        The handle owns it, and closes it in the end.
         """
         return self._pidfd
 
     @property
     def running(self) -> bool:
-        """Whether it has not ended yet. A zombie has ended."""
+        """Whether the process has not ended yet. A zombie has ended."""
         self.poll()
         return not self._ended
 
     def poll(self) -> int | None:
-        """Reap it if it has ended; return its exit status, negative for a signal, or None.
+        """Reap the process if it has ended; return its exit status, negative for a signal, or None.
 
-        It is also None where another part of the program took the status, before Linux 6.15. Then `running` tells
-        that it has ended.
+        The status is also None if another part of the program took it (before Linux 6.15). Then `running` tells that
+        the process has ended.
         """
         reap()
         with self._lock:
@@ -129,9 +129,9 @@ class DetachedProcess:
             self.returncode = status_after_reaping(self._pidfd)
 
     def wait(self, timeout: float | None = None) -> int | None:
-        """Wait until it has ended, at most `timeout` seconds; return what `poll` returns then.
+        """Wait until the process has ended, at most `timeout` seconds; return what `poll` returns then.
 
-        Raises `subprocess.TimeoutExpired`. Waits for the event, without polling, and wakes up for nothing else.
+        Raises `subprocess.TimeoutExpired`. It waits for the event, without polling.
         """
         check_seconds("timeout", timeout)
         if not self.wait_for_end(timeout):
@@ -149,11 +149,11 @@ class DetachedProcess:
         return True
 
     def send_signal(self, sig: int, *, group: bool = False) -> None:
-        """Send it a signal; once it has ended, do nothing. Raises PermissionError if it belongs to another user now.
+        """Send the process a signal; do nothing if it has ended. Raises PermissionError if another user owns it.
 
-        With `group` the signal goes to its whole process group, also to what is left of that after its leader: from
-        Linux 6.9 on always, before that while the leader is not reaped. See pidfd_send_signal(2). If its group is
-        not its own, as that of a shell's job, the signal goes to it alone.
+        With `group` the signal goes to its whole process group, also to what is left of the group after its leader:
+        from Linux 6.9 on always, before that while the leader is not reaped. See pidfd_send_signal(2). If the group
+        is not the process's own, as in a shell's job, the signal goes to the process alone.
         """
         reap()
         if group and self._signal_group(sig):
@@ -204,9 +204,9 @@ class DetachedProcess:
         return True
 
     def terminate(self) -> None:
-        """Send SIGTERM."""
+        """Send SIGTERM: `send_signal`."""
         self.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """Send SIGKILL."""
+        """Send SIGKILL: `send_signal`."""
         self.send_signal(signal.SIGKILL)

@@ -27,12 +27,14 @@ def command_of(args: object, executable: Path | None, *, shell: bool) -> tuple[t
     check_boolean("shell", shell)
     if not isinstance(args, (list, tuple)) and isinstance(args, (str, bytes, os.PathLike)):
         if not shell:
-            raise TypeError(f"args: a sequence, as [{args!r}], not {args!r}; or give shell=True")
+            raise TypeError(
+                f"args must be a sequence such as [{args!r}], not {args!r}; for a command line give shell=True"
+            )
         args = [args]
     if not isinstance(args, (list, tuple, Sequence)):
-        raise TypeError(f"args: a sequence of strings and paths, not {args!r}")
+        raise TypeError(f"args must be a sequence of strings and paths, not {args!r}")
     if not args:
-        raise ValueError("args: empty; give the program and its arguments")
+        raise ValueError("args is empty; give the program and its arguments")
     argv = [text_of("args", part) for part in args]
     if shell:
         argv = [_SHELL if executable is None else text_of("executable", executable), b"-c", *argv]
@@ -51,9 +53,9 @@ def text_of(name: str, value: object) -> bytes:
     elif isinstance(value, (bytes, os.PathLike)):
         text = os.fsencode(value)
     else:
-        raise TypeError(f"{name}: strings and paths, not {value!r}")
+        raise TypeError(f"{name}: {value!r} is neither a string nor a path")
     if b"\0" in text:
-        raise ValueError(f"{name}: {value!r} has a NUL byte (embedded null byte), which no program can be given")
+        raise ValueError(f"{name}: {value!r} has a NUL byte (embedded null byte), so it can't be given to a program")
     return text
 
 
@@ -62,7 +64,7 @@ def environment_of(env: object) -> dict[bytes, bytes] | None:
     if env is None:
         return None
     if not isinstance(env, Mapping):
-        raise TypeError(f"env: a mapping of names to values, not {env!r}")
+        raise TypeError(f"env must be a mapping of names to values, not {env!r}")
     # All in one go: to encode and look at each by itself takes as long as half a launch.
     texts = [text for item in env.items() for text in item]
     with contextlib.suppress(TypeError):
@@ -77,7 +79,7 @@ def _environment_of_odd(env: Mapping[object, object]) -> dict[bytes, bytes]:
     try:
         encoded = {os.fsencode(name): os.fsencode(value) for name, value in env.items()}  # type: ignore[arg-type]
     except TypeError as error:
-        raise TypeError(f"env: strings, not {env!r}") from error
+        raise TypeError(f"env must map strings to strings: {error}") from error
     for name, value in encoded.items():
         if not name or b"=" in name:
             raise ValueError(f"env: invalid name {os.fsdecode(name)!r} (illegal environment variable name)")

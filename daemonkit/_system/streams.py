@@ -12,7 +12,7 @@ import sys
 from collections import namedtuple
 
 from daemonkit._constants import DEVNULL, STDOUT, stands_for
-from daemonkit._system.check import absolute_path
+from daemonkit._system.check import absolute_path, check_path
 from daemonkit._system.descriptors import descriptor_of, inode, is_open
 from daemonkit._system.unpatched import close
 
@@ -57,12 +57,6 @@ def check_stream(name: str, value: object) -> None:
         raise ValueError(f"{name}: descriptor {fd} is not open") from error
     if mode == (os.O_WRONLY if name == "stdin" else os.O_RDONLY):
         raise ValueError(f"{name}: {value!r} is not open for {'reading' if name == 'stdin' else 'writing'}")
-
-
-def check_path(name: str, path: Path) -> None:
-    """Refuse an empty path and one with a NUL byte: ValueError."""
-    if not os.fspath(path) or "\0" in os.fsdecode(path):
-        raise ValueError(f"{name}: {path!r} is no path")
 
 
 def check_enterable(directory: str) -> None:
@@ -129,7 +123,7 @@ def open_log(path: str, umask: int | None, owner: Owner | None = None) -> tuple[
         return fd, True
 
 
-_LINK: Final = "a symbolic link, which nothing is written through; give the path it leads to, or an open file"
+_LINK: Final = "a symbolic link, so it can't be a log; give the path that it leads to, or an open file"
 
 
 def _open_blocking(path: str, flags: int) -> int:

@@ -94,7 +94,7 @@ def _login(user: pwd.struct_passwd | None) -> dict[bytes, bytes]:
 def _group_number(name: str, value: int | str) -> int:
     entry = _entry(name, value, "group", grp.getgrnam, grp.getgrgid)
     if entry is None and value is None:
-        raise TypeError(f"{name}: numbers and names of groups, not None")
+        raise TypeError(f"{name} must be numbers and names of groups, not None")
     return entry.gr_gid if entry else int(value)
 
 

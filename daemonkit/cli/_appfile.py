@@ -91,7 +91,7 @@ def text_of(path: str, texts: dict[str, str]) -> str:
         try:
             texts[path] = stream.read()
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: it is not UTF-8, from byte {error.start} on") from None
+            raise ValueError(f"{path} is not UTF-8, from byte {error.start} on") from None
     return texts[path].removeprefix("\ufeff").replace("\r\n", "\n")
 
 
@@ -165,7 +165,7 @@ def procfile(path: str, text: str, texts: dict[str, str]) -> dict[str, Wish]:
         environment = variables_of(os.path.join(folder, ".env"), texts)
     base = environment.get("PORT") or os.environ.get("PORT") or str(_PORT)
     if not base.isdecimal():
-        raise ValueError(f"{path}: PORT: a number, not {base!r}")
+        raise ValueError(f"{path}: PORT must be a number, not {base!r}")
     apps: dict[str, Wish] = {}
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.lstrip().startswith("#"):

@@ -328,7 +328,7 @@ class _Foreground:
         try:
             new = _appfile.read(self._file.path)
         except (OSError, ValueError) as error:
-            self._say(f"{_say.in_one_line(error)}; all stays as it is")
+            self._say(f"{_say.in_one_line(error)}; everything stays as it is")
             return
         self._file = new
         self._prefixes = _mixed.prefixes(new.apps, colour=self._colour)

@@ -49,7 +49,7 @@ class Hook:
 
         self._running = [process for process in self._running if process.running]  # type: ignore[attr-defined]
         if len(self._running) >= _MOST:
-            _logger.warning("the command of --on-event is not run, as %d of it have not ended", _MOST)
+            _logger.warning("the command of --on-event is not run, as %d of its runs have not ended yet", _MOST)
             return
         variables = {
             "DAEMONKIT_APP": self._app,

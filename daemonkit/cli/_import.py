@@ -46,7 +46,7 @@ def converted(path: str) -> str:
 
         apps, lost = from_supervisord(path, text)
     else:
-        raise ValueError(f"{path}: by its name neither an ecosystem.json nor a supervisord.conf nor a Procfile")
+        raise ValueError(f"{path}: its name must be that of an ecosystem.json, a supervisord.conf or a Procfile")
     return _written(file, apps, lost)
 
 

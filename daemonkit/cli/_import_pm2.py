@@ -34,12 +34,12 @@ def from_pm2(path: str, text: str) -> tuple[list[Imported], list[str]]:
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
+        raise ValueError(f"{path} is not JSON: {error}") from None
     whole = found if isinstance(found, dict) else {"apps": found}
     listed = whole.get("apps", [whole])
     listed = listed if isinstance(listed, list) else [listed]
     if not listed or not all(isinstance(one, dict) and isinstance(one.get("script"), str) for one in listed):
-        raise ValueError(f"{path}: no list of apps with a script each, as PM2's ecosystem.json has it")
+        raise ValueError(f"{path} has no list of apps with a script each, as PM2's ecosystem.json does")
     lost = [f"{key}: no counterpart" for key in whole if "apps" in whole and key != "apps"]
     return [_app(one) for one in listed], lost
 

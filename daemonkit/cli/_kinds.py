@@ -40,7 +40,7 @@ COMMAND: Final = Kind(
 NAMES: Final = Kind("a list of names of apps", {"type": "array", "items": _TEXT, "uniqueItems": True})
 PATHS: Final = Kind("a path, or a list of paths", _or_list(_TEXT))
 VARIABLES: Final = Kind(
-    'a table of strings and numbers, as { STAGE = "live", PORT = 8000 }',
+    'a table of strings and numbers, such as { STAGE = "live", PORT = 8000 }',
     {
         "type": "object",
         "propertyNames": {"pattern": "^[^=]+$"},
@@ -56,14 +56,14 @@ _KINDS: Final = {
     ),
     "_seconds": Kind("seconds, more than 0", {"type": "number", "exclusiveMinimum": 0}),
     "_patience": Kind("seconds, at least 0", {"type": "number", "minimum": 0}),
-    "_size": Kind('bytes, or a size as "200M"', {"anyOf": [{"type": "integer", "minimum": 1}, _TEXT]}),
-    "_numbers": Kind("a list of exit statuses, as [0, 2]", _or_list({"type": "integer"}, minItems=1)),
+    "_size": Kind('bytes, or a size such as "200M"', {"anyOf": [{"type": "integer", "minimum": 1}, _TEXT]}),
+    "_numbers": Kind("a list of exit statuses, such as [0, 2]", _or_list({"type": "integer"}, minItems=1)),
     "_backoff": Kind(
-        "INITIAL, FACTOR and MAXIMUM, as [0.1, 2, 30]", _or_list({"type": "number"}, minItems=1, maxItems=3)
+        "INITIAL, FACTOR and MAXIMUM, such as [0.1, 2, 30]", _or_list({"type": "number"}, minItems=1, maxItems=3)
     ),
-    "_signal": Kind('a signal, as "INT"', {"anyOf": [_TEXT, {"type": "integer", "minimum": 1}]}),
+    "_signal": Kind('a signal, such as "INT"', {"anyOf": [_TEXT, {"type": "integer", "minimum": 1}]}),
     "_user": Kind("a name or a number", {"anyOf": [_TEXT, {"type": "integer", "minimum": 0}]}),
-    "_octal": Kind('octal digits in quotes, as "022"', {"type": "string", "pattern": "^[0-7]{1,4}$"}),
+    "_octal": Kind('octal digits in quotes, such as "022"', {"type": "string", "pattern": "^[0-7]{1,4}$"}),
     "_path": Kind("a path", _TEXT),
     "_listen": Kind('"HOST:PORT", "unix:PATH", or a list of them', _or_list(_TEXT)),
     "_variable": VARIABLES,

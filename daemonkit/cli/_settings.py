@@ -81,7 +81,7 @@ def _check_log(path: str) -> None:
         _check_folder(path)
         return
     if stat.S_ISLNK(kind):
-        raise OSError(errno.ELOOP, "a symbolic link, which nothing is written through; give the path it leads to", path)
+        raise OSError(errno.ELOOP, "a symbolic link, so it can't be a log; give the path that it leads to", path)
     if stat.S_ISDIR(kind):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
     if not stat.S_ISSOCK(kind):

@@ -228,7 +228,7 @@ def _become(app: App, settings: Settings, report: int) -> NoReturn:
     except StartError as error:
         *lines, reason = error.reason.splitlines() or [str(error)]  # the program's last lines come before the cause
         if error.exitcode == 0:  # a SIGTERM, before any instance ran
-            reason = "it was stopped before that"
+            reason = "it was stopped meanwhile"
         cause = f"{app.name} did not start: {reason}; see {' and '.join(files[:2])}"
     except KeyboardInterrupt:
         status = _INTERRUPTED

@@ -74,14 +74,14 @@ class Toml:
             option = _kinds.BY_NAME.get(key)
             kind = _OWN[key] if key in _OWN or option is None else _kinds.kind_of(option)
             if not _kinds.fits(value, kind.schema) or any("\0" in text for text in _texts(value)):
-                self._refuse(place, key, f"{kind.what}, not {shown(value)}")
+                self._refuse(place, key, f"must be {kind.what}, not {shown(value)}")
             if key == "command":
                 found[key] = self._command(place, value)
             elif key not in _OWN and option and value is not False:  # a switch that is off is one that was not given
                 try:
                     found[key] = _kinds.read(option, value, self._folder)
                 except (ValueError, KeyError):
-                    self._refuse(place, key, f"{kind.what}, not {shown(value)}")
+                    self._refuse(place, key, f"must be {kind.what}, not {shown(value)}")
         for name in found.get("env", {}):
             if not name or "=" in name:
                 self._refuse(place, "env", f"invalid name of a variable: {name!r}")
@@ -111,7 +111,7 @@ class Toml:
 
     def _must_be_table(self, place: str, value: object) -> None:
         if not isinstance(value, dict):
-            self._refuse(place, "", f"a table, not {shown(value)}")
+            self._refuse(place, "", f"must be a table, not {shown(value)}")
 
     def _check_keys(self, place: str, table: Mapping[str, object], keys: Iterable[str]) -> None:
         keys = [*keys]
@@ -124,7 +124,8 @@ class Toml:
 
     def _refuse(self, place: str, key: str, reason: str) -> NoReturn:
         where = " ".join(part for part in (place, key) if part)
-        raise ValueError(f"{self._path}: {where}{': ' if where else ''}{reason}")
+        separator = "" if not where else " " if reason.startswith("must ") else ": "
+        raise ValueError(f"{self._path}: {where}{separator}{reason}")
 
 
 def _texts(value: object) -> Iterable[str]:

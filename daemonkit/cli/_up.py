@@ -132,7 +132,7 @@ def _make_it_so(file: AppFile, steps: Mapping[str, Step], environment: dict[str,
     except KeyboardInterrupt:
         missing = [name for name in todo if not _is_there(name, file)]
         text = (
-            f"not as the file says: {', '.join(missing)}; daemonkit up goes on"
+            f"not as the file says: {', '.join(missing)}; go on with daemonkit up"
             if missing
             else "all is as the file says"
         )
@@ -257,7 +257,7 @@ def down(options: argparse.Namespace) -> int:
     for name, other in left_out.items():
         _say.say(f"{name} is left as it was: {other}, which comes after it, is not stopped")
     if not known:
-        _say.say(f"{path} has no app that is known")
+        _say.say(f"no app of {path} is known; daemonkit up starts them")
     return 0 if all(outcome.done for outcome in outcomes.values()) else 1
 
 
