@@ -131,6 +131,8 @@ def _warn(message: str) -> None:
 
 def _other_threads() -> list[str]:
     """Return the names of all other threads: Python's, and those of C libraries, which only the kernel knows."""
+    if len(_numbers("self/task")) == 1:  # as in most programs, whose start need not take any longer
+        return []
     python = other_threads()
     known = {threading.get_native_id(), *(thread.native_id for thread in python)}
     unnamed = _read("self/comm")  # as a thread is called that nobody has given a name

@@ -89,18 +89,18 @@ def find_holder(path: str) -> Holder | None:
 
 def examine(fd: int, path: str) -> Holder | None:
     """Return the live holder of the pidfile that is open as `fd`, or None."""
-    info = os.fstat(fd)
-    if not stat.S_ISREG(info.st_mode):
-        number = errno.EISDIR if stat.S_ISDIR(info.st_mode) else errno.EINVAL
-        raise OSError(number, "not a regular file, so it can't be a pidfile; give another path", path)
     if (lock := find_lock(fd)) is None:
+        info = os.fstat(fd)
+        if not stat.S_ISREG(info.st_mode):  # nothing else can have daemonkit's lock
+            number = errno.EISDIR if stat.S_ISDIR(info.st_mode) else errno.EINVAL
+            raise OSError(number, "not a regular file, so it can't be a pidfile; give another path", path)
         return _named_by_another_tool(fd, info)
     if (own := namespace_id()) and lock.namespace != own:
         return Holder(*lock.owner, locked_by_daemonkit=True, same_namespace=False)
     if is_alive(lock.owner):
         return Holder(*lock.owner, locked_by_daemonkit=True, daemon=lock.state == State.DAEMON)
     if lock.state in {State.LENT, State.NAMED}:
-        return _launched_program(fd, info, lock.owner, lock.state)
+        return _launched_program(fd, os.fstat(fd), lock.owner, lock.state)
     return None
 
 
