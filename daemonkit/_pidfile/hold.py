@@ -193,7 +193,7 @@ class Hold:  # not a dataclass: importing dataclasses takes as long as all the r
         """Close this process's descriptors. The lock goes with the last one in any process."""
         _holds.discard(self)
         while self.fds:
-            try:  # noqa: SIM105 - suppress() takes as long as the system call
+            try:  # not suppress(), which takes as long as the system call
                 os.close(self.fds.pop())
             except OSError:  # the program has closed all descriptors, for example
                 pass
