@@ -10,7 +10,7 @@ from daemonkit.cli import _app, _say
 from daemonkit.cli._app import App
 from daemonkit.cli._journal import DONE, UNDER_WAY
 from daemonkit.cli._settings import check_startable, laid_over, present_environment
-from daemonkit.cli._start import outcome, start_app
+from daemonkit.cli._start import last_lines, outcome, sizes_of, start_app
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from daemonkit.cli._app import Settings
 
 _LOOK: Final = 0.1  # seconds between two looks at a file: the standard library can't wait for a change (inotify)
+_PORT_TAKEN: Final = ("address already in use", "eaddrinuse")  # strerror(3), and Node's word
 _MARGIN: Final = 5.0  # seconds that the supervisor itself may take, beyond its instances' stop timeout
 
 
@@ -157,11 +158,12 @@ def reload_app(app: App, settings: Settings | None = None) -> None:
     if settings and state:
         app.propose(settings)
     number = state["reload"]["number"] if state else 0
+    before = sizes_of(app.logs())
     process.send_signal(signal.SIGHUP)
     with _say.progress(f"reloading {app.name}"):
         while state and (now := app.running_state()):
             if now["reload"]["number"] > number and now["reload"]["outcome"] != UNDER_WAY:
-                _check_outcome(app, now["reload"])
+                _check_outcome(app, now["reload"], before)
                 return
             process.wait_for_end(_LOOK)
     if not process.running:
@@ -171,9 +173,14 @@ def reload_app(app: App, settings: Settings | None = None) -> None:
     )
 
 
-def _check_outcome(app: App, reload: Mapping[str, Any]) -> None:
-    if reload["outcome"] != DONE:
-        raise _say.Failure(f"{app.name} was not reloaded: {reload.get('why')}; see {app.logs()[0]}")
+def _check_outcome(app: App, reload: Mapping[str, Any], before: dict[tuple[int, int], int]) -> None:
+    if reload["outcome"] == DONE:
+        return
+    said = "\n".join(last_lines(app.logs(), before)).lower()
+    instead = ""
+    if any(words in said for words in _PORT_TAKEN):
+        instead = f"; they have its port: use daemonkit restart {app.name}, or have daemonkit bind it (--listen)"
+    raise _say.Failure(f"{app.name} was not reloaded: {reload.get('why')}{instead}; see {app.logs()[0]}")
 
 
 def signal_app(app: App, number: int) -> None:

@@ -211,7 +211,7 @@ def _become(app: App, settings: Settings, report: int) -> NoReturn:
     set_title(f"daemonkit: {app.name}")
     log, *_ = _app.streams_of(settings, app.default_log)
     files = _app.log_paths(settings, app.default_log)
-    before = _sizes(files)
+    before = sizes_of(files)
     status, lines, cause = 1, list[str](), ""
     context = None
     try:
@@ -220,7 +220,7 @@ def _become(app: App, settings: Settings, report: int) -> NoReturn:
         )
         with context:
             os.close(report)
-            status = _supervise(settings, context, app, log, lambda: _last_lines(files, before), must_start=True)
+            status = _supervise(settings, context, app, log, lambda: last_lines(files, before), must_start=True)
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else 1
     except AlreadyRunningError:
@@ -381,7 +381,7 @@ def _supervise(  # noqa: PLR0913 - what a supervisor is made of
 # --- the program's last lines ----------------------------------------------------------------------------------------
 
 
-def _sizes(files: list[str]) -> dict[tuple[int, int], int]:
+def sizes_of(files: list[str]) -> dict[tuple[int, int], int]:
     """Return their sizes by device and inode, which stay the same when they are rotated."""
     sizes = {}
     for path in (part for file in files for part in (f"{file}.1", file)):
@@ -391,7 +391,7 @@ def _sizes(files: list[str]) -> dict[tuple[int, int], int]:
     return sizes
 
 
-def _last_lines(files: list[str], before: dict[tuple[int, int], int]) -> list[str]:
+def last_lines(files: list[str], before: dict[tuple[int, int], int]) -> list[str]:
     """Return the last lines that the program itself has written since `before`."""
     lines: list[str] = []
     for path in (part for file in files for part in (f"{file}.1", file)):
