@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 FLAKE ?= 20
 WORKERS ?= 3
 
-.PHONY: demo test quick check docs picture dist bench stress engines flake coverage clean
+.PHONY: demo test quick check docs picture dist bench stress programs engines flake coverage clean
 
 demo: $(VENV)/.base
 	@$(BIN)/python examples/demo.py
@@ -44,6 +44,10 @@ bench: $(VENV)/.bench
 # Faults, kills, contention, chaos, limits and rubbish, for so many minutes.
 stress: $(VENV)/.dev
 	$(BIN)/python stress/run.py --minutes $(or $(MINUTES),10) $(ARGS)
+
+# Real programs, killed, reloaded under load and stopped at work; the table goes into docs/howto/programs.md.
+programs: $(VENV)/.dev
+	$(BIN)/python stress/real.py $(ARGS)
 
 # Docker, Compose, Swarm, Podman and Slurm, from Debian's packages, in namespaces of their own; as root. `engines/run.py` has more.
 engines: $(VENV)/.dev

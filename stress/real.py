@@ -1,13 +1,14 @@
 """Real programs as the page "Programs" starts them: each process of them is killed, they are reloaded under load and stopped at work.
 
-`make programs`, or `.venv/bin/python stress/real.py [NAME...]`; what is not installed is left out and named. It prints the
-table of that page. Status 1 if a process was left, or if a program did not come back.
+`make programs`, or `.venv/bin/python stress/real.py [NAME...]`; what is not installed is left out and named. It prints a
+table, which goes into that page if all were on trial. Status 1 if a process was left, or if a program did not come back.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 REQUESTS = 300  # at least so many before the reload, and after it
+CLIENT_RUNS = 60  # the same where each request is a program of its own, such as psql
 CLIENTS = 4
 JOBS = 40  # the same for a queue
 BACK = 20.0  # seconds within which it must do its work again
@@ -55,17 +57,39 @@ class Load:
             reloaded = self.reloaded
             self.asked += 1
             try:
-                self.last = self.scene.ask()
-                self.stale += self.last != NEXT and reloaded
+                last = self.last = self.scene.ask()
+                self.stale += last != NEXT and reloaded
             except (OSError, AssertionError) as error:
-                self.failed.append(f"{type(error).__name__} {error}")
-                harness.select.select([], [], [], 0.01)  # a port that nobody listens at would be asked 10,000 times a second
+                self.failed.append(_word(error))
+                harness.select.select(
+                    [], [], [], 0.01
+                )  # a port that nobody listens at would be asked 10,000 times a second
 
     def end(self) -> None:
         """Let the last requests end."""
         self._end = True
         for thread in self._threads:
             thread.join()
+
+
+def _word(error: Exception) -> str:
+    """Return what became of a request, without its numbers."""
+    text = " ".join(str(error).split())
+    known = ("refused", "reset by peer", "RemoteDisconnected", "starting up", "shutting down")
+    return next((word for word in known if word in text), f"{type(error).__name__} {text}")
+
+
+UVICORN = "uvicorn's: it closes what it has accepted and not yet read"
+PORT = "its port's: one run ends before the next can have it"
+FAULTS = {
+    "uworker": UVICORN,
+    "uvicorn": UVICORN,
+    "hypercorn": "hypercorn's: it closes what it has accepted and not yet read",
+    "granian": "granian's: what waits at its own socket is reset as it closes that",
+    **dict.fromkeys(("redis", "postgres", "java"), PORT),
+    "celery": "celery's: what a child has taken is lost with the child",
+}
+"""Whose fault a request or a job that is lost is, where it is known."""
 
 
 class Trial:
@@ -77,7 +101,9 @@ class Trial:
         self.killed: dict[str, str] = {}
         self.instances = 0
         self.left = 0
-        self.load = self.stop = ""
+        self.requests = self.lost = 0
+        self.load = "| - | - | - "
+        self.stop = "-"
         self.notes: list[str] = []
 
     def all(self) -> None:
@@ -89,9 +115,7 @@ class Trial:
             self.killed[who] = self.kill(who)
         if self.scene.name in catalogue.JOBS:
             self.load = self.reload_with_jobs()
-        elif self.scene.name in {"chromium", "beat"}:
-            self.load = "| – | – | – "
-        else:
+        elif self.scene.name not in {"chromium", "beat"}:
             self.load = self.reload_under_load()
         self.stop = self.stop_at_work()
 
@@ -101,7 +125,7 @@ class Trial:
         family, mains = scene.family, scene.mains
         children = [pid for main in mains for pid in harness.children(main)]
         if who == "child" and not children:
-            return "–"
+            return "-"
         victim = {"main": mains, "child": children, "worker": [scene.worker], "supervisor": [scene.supervisor]}[who][0]
         over = {"main": {victim, *_below(victim)}, "child": {victim}}.get(who, family)
         with contextlib.suppress(ProcessLookupError):
@@ -118,28 +142,37 @@ class Trial:
     def _is_back(self, over: set[int]) -> bool:
         def works() -> bool:
             mains = set(self.scene.mains) - over
-            return len(mains) == self.instances and all(map(harness.alive, mains)) and bool(self.scene.ask())
+            return len(mains) == self.instances and all(map(harness.alive, mains)) and bool(self._ask())
 
         with contextlib.suppress(AssertionError):
             return bool(harness.eventually(works, patience=BACK))
         return False
+
+    def _ask(self) -> str:
+        try:
+            return self.scene.ask()
+        except FileNotFoundError:  # a job
+            self.lost += 1
+            raise
 
     def reload_under_load(self) -> str:
         """Deploy a new release by a rolling restart; by `restart` where the program has a port of its own."""
         scene = self.scene
         load = Load(scene)
         try:
-            harness.eventually(lambda: load.asked > REQUESTS)
+            count = CLIENT_RUNS if scene.name in catalogue.OTHER else REQUESTS
+            harness.eventually(lambda: load.asked > count)
             scene.set_release(NEXT)
             how = self._reload(load)
             load.reloaded = True
             asked = load.asked
-            harness.eventually(lambda: load.asked > asked + REQUESTS)
+            harness.eventually(lambda: load.asked > asked + count)
         finally:
             load.end()
+        self.lost += len(load.failed)
         self.notes += [f"{how}: {what} x {load.failed.count(what)}" for what in sorted(set(load.failed))]
         has_release = scene.name not in catalogue.OTHER
-        return f"| {how} | {load.asked:,} / {len(load.failed)} | {load.stale if has_release else '–'} "
+        return f"| {how} | {load.asked:,} / {len(load.failed)} | {load.stale if has_release else '-'} "
 
     def _reload(self, load: Load) -> str:
         """Put the new release into service as the page says; return by which command."""
@@ -168,6 +201,7 @@ class Trial:
             harness.eventually(lambda: all((done / number).exists() for number in (*before, *after)), patience=BACK)
         lost = [number for number in (*before, *after) if not (done / number).exists()]
         stale = [number for number in after if number not in lost and (done / number).read_text() != NEXT]
+        self.lost += len(lost)
         return f"| `reload` | {2 * JOBS} / {len(lost)} | {len(stale)} "
 
     def stop_at_work(self) -> str:
@@ -175,7 +209,7 @@ class Trial:
         scene = self.scene
         if scene.name in catalogue.OTHER:
             scene.type("stop", scene.name)
-            return "–"
+            return "-"
         ended: list[str] = []
         if scene.name in catalogue.JOBS:
             scene.hand_in(1, "slow")
@@ -198,8 +232,11 @@ class Trial:
 
     def row(self) -> str:
         """Return its row of the table."""
-        killed = " | ".join(self.killed.values())
-        return f"| {self.scene.name} | {killed} | {self.left} {self.load}| {self.stop} |"
+        killed = " | ".join(self.killed.get(who, "") for who in ("main", "child", "worker", "supervisor"))
+        fault = (
+            FAULTS.get(self.scene.name, "not known") if self.lost or "cut" in self.stop or "lost" in self.stop else ""
+        )
+        return f"| {self.scene.name} | {killed} | {self.left} {self.load}| {self.stop} | {fault} |"
 
 
 def _outcome(ask: Callable[[], str]) -> str:
@@ -223,42 +260,54 @@ def _words(pid: int) -> str:
     return str(pid)
 
 
-HEAD = """
-| program | main | child | worker | supervisor | left | new release by | requests / failed | stale | work at `stop` |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"""
+HEAD = """\
+| program | main | child | worker | supervisor | left | new release by | requests / failed | stale | work at `stop` | whose fault |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"""
+
+
+def on_trial(name: str, folder: Path) -> tuple[str, list[str], bool]:
+    """Put one on trial; return its row (none if it is not installed), notes, and whether nothing was broken."""
+    scene = Scene(folder, name)
+    trial = Trial(scene)
+    failure = ""
+    try:
+        if scene.missing:
+            return "", [f"left out, no {scene.missing} here"], True
+        trial.all()
+    except Exception as error:  # what it had shown by then is told all the same
+        failure = f"{type(error).__name__}: {error}"
+    finally:
+        scene.end()
+    with contextlib.suppress(AssertionError):
+        harness.eventually(lambda: not list(harness.own_children()), patience=5)
+    for pid, words in harness.own_children():
+        trial.left += 1
+        trial.notes.append(f"left in the end: {words}")
+        os.kill(pid, signal.SIGKILL)
+    is_whole = not failure and not trial.left and not any("gone" in word for word in trial.killed.values())
+    return trial.row(), [note for note in (*trial.notes, failure) if note], is_whole
 
 
 def main() -> int:
     """Put one after the other on trial."""
     harness.become_subreaper()
     print(HEAD, flush=True)
-    notes, broken = [], 0
+    rows, notes, good = [HEAD], [], True
     for name in sys.argv[1:] or catalogue.LINES:
         with tempfile.TemporaryDirectory(prefix="daemonkit-real-") as folder:
-            scene = Scene(Path(folder), name)
-            if scene.missing:
-                notes.append(f"- {name}: left out, no {scene.missing} here")
-                scene.end()
-                continue
-            trial = Trial(scene)
-            try:
-                trial.all()
-            except Exception as error:
-                trial.notes.append(f"{type(error).__name__}: {error}")
-                broken += 1
-            finally:
-                scene.end()
-            with contextlib.suppress(AssertionError):
-                harness.eventually(lambda: not list(harness.own_children()), patience=5)
-            trial.left += len(list(harness.own_children()))
-            for pid, words in harness.own_children():
-                trial.notes.append(f"left in the end: {words}")
-                os.kill(pid, signal.SIGKILL)
-            print(trial.row(), flush=True)
-            notes += [f"- {name}: {note}" for note in trial.notes if note]
-            broken += trial.left + sum("gone" in word for word in trial.killed.values())
+            row, said, is_whole = on_trial(name, Path(folder))
+        good = good and is_whole
+        rows += [row] if row else []
+        notes += [f"- {name}: {note}" for note in said]
+        print(row, flush=True)
     print("\n" + "\n".join(notes))
-    return int(broken > 0)
+    if not sys.argv[1:]:
+        page = catalogue.PAGE.read_text()
+        table = "\n".join(rows) + "\n"
+        catalogue.PAGE.write_text(
+            re.sub(r"^\| program \| main .*?\n(?=\n|\Z)", table, page, flags=re.MULTILINE | re.DOTALL)
+        )
+    return int(not good)
 
 
 if __name__ == "__main__":

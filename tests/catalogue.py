@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 PAGE = Path(__file__).parent.parent / "docs" / "howto" / "programs.md"
 NAMED = re.compile(r"`(?P<name>[\w.]+)`:\n\n```\w+\n(?P<text>.*?)^```", re.MULTILINE | re.DOTALL)
 LINES = {
-    words[2]: words[2:] for words in map(shlex.split, re.findall(r"^daemonkit start .*", PAGE.read_text(), re.MULTILINE))
+    words[2]: words[2:]
+    for words in map(shlex.split, re.findall(r"^daemonkit start .*", PAGE.read_text(), re.MULTILINE))
 }
 """The words after `daemonkit start` of each line that the page shows, by the app's name there."""
 SIGNALS = {name: sig for sig, name in re.findall(r"^daemonkit signal (\w+) (\w+)$", PAGE.read_text(), re.MULTILINE)}
@@ -330,7 +331,6 @@ class Scene:
     @property
     def worker(self) -> int:
         """The process that does the supervising."""
-
 
         def workers() -> list[int]:
             words = Path(f"/proc/{self.supervisor}/cmdline").read_bytes()

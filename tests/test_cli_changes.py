@@ -63,7 +63,7 @@ def test_a_reload_that_is_refused_says_why_and_is_an_event_of_no_instance(shell:
 
 @pytest.mark.parametrize("says", ["OSError: [Errno 98] Address already in use", "Error: listen EADDRINUSE"])
 def test_a_reload_that_fails_for_the_port_names_the_way_out(shell: Shell, says: str) -> None:
-    shell.start("web", command=("sh", "-c", f"mkdir port && exec sleep 1000; echo '{says}'; exit 1"))
+    shell.start("web", command=("sh", "-c", f"mkdir port && exec sleep 1000; echo '{says}'; seq 30; exit 1"))
     failure = one_line(shell("reload", "web", status=1).stderr)
     assert "not reloaded" in failure and "daemonkit restart web" in failure and "--listen" in failure
     shell.start("other", command=("sh", "-c", "mkdir other && exec sleep 1000; exit 1"))

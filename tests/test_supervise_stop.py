@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -191,3 +192,44 @@ def test_in_both_modes_the_last_signal_goes_to_everything(tmp_path: Path, mode: 
         eventually((tmp_path / "up").exists)
         assert supervisor.stop()["instances"][0]["exitcode"] == -signal.SIGKILL
     assert not any(map(alive, pids(tmp_path, "left")))
+
+
+# Two signals that come close together are one to a handler; the descriptor gets a byte for each.
+COUNTS = """
+import os, signal, time
+out, into = os.pipe()
+os.set_blocking(into, False)
+signal.set_wakeup_fd(into)
+signal.signal(signal.SIGTERM, lambda *_: open("asked", "w").close())
+open("up", "w").close()
+while not os.path.exists("go"):
+    time.sleep(0.01)
+with open("count", "w") as file:
+    file.write(str(len(os.read(out, 100))))
+"""
+
+
+@pytest.mark.parametrize(
+    "wrapper",
+    [
+        ["timeout", "1000"],
+        ["tini", "-s", "--"],
+        ["dumb-init"],
+        ["tini", "-g", "-s", "--"],
+    ],
+    ids=" ".join,
+)
+def test_with_kill_mode_main_a_wrapper_passes_the_signal_on_and_no_second_one_comes(
+    tmp_path: Path, wrapper: list[str]
+) -> None:
+    if not shutil.which(wrapper[0]):
+        pytest.skip(f"no {wrapper[0]} here")
+    command = [*wrapper, sys.executable, "-c", COUNTS]
+    with supervising(tmp_path, f"supervise({command!r}, kill_mode='main', stop_timeout=1000)") as supervisor:
+        eventually((tmp_path / "up").exists)
+        supervisor.process.terminate()
+        eventually((tmp_path / "asked").exists)
+        select.select([], [], [], 0.1)  # a second one would come at once
+        (tmp_path / "go").touch()
+        assert supervisor.process.wait(PATIENCE) == 0
+    assert (tmp_path / "count").read_text() == "1"

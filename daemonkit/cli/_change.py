@@ -10,7 +10,7 @@ from daemonkit.cli import _app, _say
 from daemonkit.cli._app import App
 from daemonkit.cli._journal import DONE, UNDER_WAY
 from daemonkit.cli._settings import check_startable, laid_over, present_environment
-from daemonkit.cli._start import last_lines, outcome, sizes_of, start_app
+from daemonkit.cli._start import lines_since, outcome, sizes_of, start_app
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def reload_app(app: App, settings: Settings | None = None) -> None:
 def _check_outcome(app: App, reload: Mapping[str, Any], before: dict[tuple[int, int], int]) -> None:
     if reload["outcome"] == DONE:
         return
-    said = "\n".join(last_lines(app.logs(), before)).lower()
+    said = "\n".join(lines_since(app.logs(), before)).lower()
     instead = ""
     if any(words in said for words in _PORT_TAKEN):
         instead = f"; they have its port: use daemonkit restart {app.name}, or have daemonkit bind it (--listen)"

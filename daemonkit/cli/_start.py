@@ -220,7 +220,7 @@ def _become(app: App, settings: Settings, report: int) -> NoReturn:
         )
         with context:
             os.close(report)
-            status = _supervise(settings, context, app, log, lambda: last_lines(files, before), must_start=True)
+            status = _supervise(settings, context, app, log, lambda: lines_since(files, before)[-_LAST_LINES:], must_start=True)
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else 1
     except AlreadyRunningError:
@@ -391,8 +391,8 @@ def sizes_of(files: list[str]) -> dict[tuple[int, int], int]:
     return sizes
 
 
-def last_lines(files: list[str], before: dict[tuple[int, int], int]) -> list[str]:
-    """Return the last lines that the program itself has written since `before`."""
+def lines_since(files: list[str], before: dict[tuple[int, int], int]) -> list[str]:
+    """Return the lines that the program itself has written since `before`, the last ones if they are many."""
     lines: list[str] = []
     for path in (part for file in files for part in (f"{file}.1", file)):
         if not os.path.isfile(path):
@@ -401,7 +401,7 @@ def last_lines(files: list[str], before: dict[tuple[int, int], int]) -> list[str
             info = os.fstat(file.fileno())
             file.seek(max(before.get((info.st_dev, info.st_ino), 0), info.st_size - _LAST_BYTES))
             lines += file.read().decode(errors="backslashreplace").splitlines()
-    return [line for line in lines if not line.startswith(_say.OWN)][-_LAST_LINES:]
+    return [line for line in lines if not line.startswith(_say.OWN)]
 
 
 # --- without a supervisor --------------------------------------------------------------------------------------------
