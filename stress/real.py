@@ -87,6 +87,8 @@ FAULTS = {
     "hypercorn": "hypercorn's: it closes what it has accepted and not yet read",
     "granian": "granian's: what waits at its own socket is reset as it closes that",
     **dict.fromkeys(("redis", "postgres", "java"), PORT),
+    "dramatiq": "dramatiq's: it needs more than a second to fail, and does not say when it is up",
+    "rq": "rq's: it loads a job's module only as the job runs",
     "celery": "celery's: what a child has taken is lost with the child",
 }
 """Whose fault a request or a job that is lost is, where it is known."""
@@ -103,7 +105,7 @@ class Trial:
         self.left = 0
         self.requests = self.lost = 0
         self.load = "| - | - | - "
-        self.stop = "-"
+        self.broken = self.stop = "-"
         self.notes: list[str] = []
 
     def all(self) -> None:
@@ -117,6 +119,8 @@ class Trial:
             self.load = self.reload_with_jobs()
         elif self.scene.name not in {"chromium", "beat"}:
             self.load = self.reload_under_load()
+        if self.scene.name not in catalogue.OTHER:
+            self.broken = self.reload_broken()
         self.stop = self.stop_at_work()
 
     def kill(self, who: str) -> str:
@@ -133,6 +137,9 @@ class Trial:
         with contextlib.suppress(AssertionError):
             harness.eventually(lambda: not any(map(harness.alive, over)), patience=5)
         left = [pid for pid in over if harness.alive(pid)]
+        for pid in over:  # with the supervisor gone they come here, and Apache takes a zombie for a server that runs
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
         self.left += len(left)
         self.notes += [f"{who} killed: left {_words(pid)}" for pid in left]
         if who == "supervisor":
@@ -177,11 +184,11 @@ class Trial:
     def _reload(self, load: Load) -> str:
         """Put the new release into service as the page says; return by which command."""
         scene = self.scene
-        if number := catalogue.SIGNALS.get(scene.name):
-            scene.type("signal", number, scene.name)
+        if line := catalogue.SIGNALS.get(scene.name):
+            scene.type_signal()
             if scene.name not in catalogue.OTHER:
                 harness.eventually(lambda: load.last == NEXT)  # a signal does not tell when its work is done
-            return f"`signal {number}`"
+            return f"`signal {line.split()[-2]}`"
         done = scene.type("reload", scene.name, status=None)
         if done.returncode == 0:
             return "`reload`"
@@ -204,6 +211,23 @@ class Trial:
         self.lost += len(lost)
         return f"| `reload` | {2 * JOBS} / {len(lost)} | {len(stale)} "
 
+    def reload_broken(self) -> str:
+        """Deploy a release that can't start; tell whether the old one still answers."""
+        scene = self.scene
+        with scene.broken_release():
+            if scene.name in catalogue.SIGNALS:
+                status = scene.type_signal()
+                harness.select.select([], [], [], 1.0)  # nothing tells when it has read its files
+            else:
+                status = scene.type("reload", scene.name, status=None).returncode
+            try:
+                kept = scene.ask() == NEXT
+            except (OSError, AssertionError):
+                kept = False
+        if not kept:
+            scene.type("restart", scene.name)
+        return f"{'kept' if kept else '**down**'}{'' if status else ', and not told'}"
+
     def stop_at_work(self) -> str:
         """Stop it while it answers one request or does one job, which is let go on only then; tell how that ended."""
         scene = self.scene
@@ -224,7 +248,8 @@ class Trial:
         )  # fmt: skip
         harness.select.select([], [], [], 1.0)  # the signal is on its way: nothing from outside tells that it has come
         (scene.folder / "go").touch()
-        self.notes.append(f"stop: {stopping.communicate()[0].strip()}")
+        if said := stopping.communicate()[0].strip():
+            self.notes.append(f"stop: {said}")
         if asker:
             asker.join()
             return ended[0]
@@ -236,7 +261,7 @@ class Trial:
         fault = (
             FAULTS.get(self.scene.name, "not known") if self.lost or "cut" in self.stop or "lost" in self.stop else ""
         )
-        return f"| {self.scene.name} | {killed} | {self.left} {self.load}| {self.stop} | {fault} |"
+        return f"| {self.scene.name} | {killed} | {self.left} {self.load}| {self.broken} | {self.stop} | {fault} |"
 
 
 def _outcome(ask: Callable[[], str]) -> str:
@@ -261,8 +286,8 @@ def _words(pid: int) -> str:
 
 
 HEAD = """\
-| program | main | child | worker | supervisor | left | new release by | requests / failed | stale | work at `stop` | whose fault |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"""
+| program | main | child | worker | supervisor | left | new release by | requests / failed | stale | a broken release | work at `stop` | whose fault |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"""
 
 
 def on_trial(name: str, folder: Path) -> tuple[str, list[str], bool]:

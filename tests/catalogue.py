@@ -21,17 +21,22 @@ from harness import PATIENCE, children, eventually
 from shell import Shell
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 PAGE = Path(__file__).parent.parent / "docs" / "howto" / "programs.md"
 NAMED = re.compile(r"`(?P<name>[\w.]+)`:\n\n```\w+\n(?P<text>.*?)^```", re.MULTILINE | re.DOTALL)
 LINES = {
     words[2]: words[2:]
-    for words in map(shlex.split, re.findall(r"^daemonkit start .*", PAGE.read_text(), re.MULTILINE))
+    for words in map(
+        shlex.split, re.findall(r"^daemonkit start .*", PAGE.read_text().replace("\\\n", " "), re.MULTILINE)
+    )
 }
 """The words after `daemonkit start` of each line that the page shows, by the app's name there."""
-SIGNALS = {name: sig for sig, name in re.findall(r"^daemonkit signal (\w+) (\w+)$", PAGE.read_text(), re.MULTILINE)}
-"""What the page sends an app to have it read its files anew, where a rolling restart can't do that."""
+SIGNALS = {
+    line.split()[-1]: line
+    for line in re.findall(r"^(?:.* && )?daemonkit signal \w+ \w+$", PAGE.read_text(), re.MULTILINE)
+}
+"""By which line the page has an app read its files anew, where a rolling restart can't do that."""
 PORTS = ("8000", "9000", "6379", "5432", "9222")
 """What the page's lines and files have for the server's own port, for the one behind it, and so on."""
 RELEASE, NEXT = "one", "two"
@@ -113,7 +118,7 @@ class Server {
 # Jobs: `quick` leaves a file with its number and the worker's release, `slow` ends once there is a file `go`.
 WORK = """
 import os, time
-RELEASE = open("release").read()
+RELEASE = "" if "CLIENT" in os.environ else open("release").read()
 def _quick(number):
     with open(f"done/{number}.new", "w") as file: file.write(RELEASE)
     os.rename(f"done/{number}.new", f"done/{number}")
@@ -244,6 +249,19 @@ class Scene:
             config = self.folder / PROXIES[self.name]
             config.write_text(config.read_text().replace(self.ports["9000"], str(self.behind[1].server_address[1])))
 
+    @contextlib.contextmanager
+    def broken_release(self) -> Iterator[None]:
+        """Deploy, for a while, what can't start."""
+        file = self.folder / PROXIES.get(self.name, "release")
+        good = file.read_text()
+        file.unlink()
+        if self.name in PROXIES:
+            file.write_text(good + "\nrubbish {\n")
+        try:
+            yield
+        finally:
+            file.write_text(good)
+
     @property
     def missing(self) -> str:
         """Name the program that is not installed, if one is not."""
@@ -267,6 +285,11 @@ class Scene:
     def type(self, *arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
         """Type a command."""
         return self.shell(*arguments, **options)
+
+    def type_signal(self) -> int:
+        """Type the page's line that has it read its files anew; return the status."""
+        line = self._here(SIGNALS[self.name])
+        return subprocess.run(line, shell=True, cwd=self.folder, env=self.shell.environment, check=False).returncode
 
     def end(self) -> None:
         """End all of it."""
@@ -309,9 +332,8 @@ class Scene:
         self._jobs += count
         calls = f"[{module}.send({module}.quick, number) for number in {numbers}]"
         body = f"import {module}; {calls if task == 'quick' else f'{module}.send({module}.slow)'}"
-        subprocess.run(
-            [sys.executable, "-c", body], cwd=self.folder, env=self.shell.environment, check=True, capture_output=True
-        )
+        environment = {**self.shell.environment, "CLIENT": "1"}
+        subprocess.run([sys.executable, "-c", body], cwd=self.folder, env=environment, check=True, capture_output=True)
         return numbers
 
     def output_of(self, *command: str) -> str:

@@ -220,7 +220,7 @@ def _become(app: App, settings: Settings, report: int) -> NoReturn:
         )
         with context:
             os.close(report)
-            status = _supervise(settings, context, app, log, lambda: lines_since(files, before)[-_LAST_LINES:], must_start=True)
+            status = _supervise(settings, context, app, log, lambda: _last_lines(files, before), must_start=True)
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else 1
     except AlreadyRunningError:
@@ -389,6 +389,10 @@ def sizes_of(files: list[str]) -> dict[tuple[int, int], int]:
             info = os.stat(path)
             sizes[info.st_dev, info.st_ino] = info.st_size
     return sizes
+
+
+def _last_lines(files: list[str], before: dict[tuple[int, int], int]) -> list[str]:
+    return lines_since(files, before)[-_LAST_LINES:]
 
 
 def lines_since(files: list[str], before: dict[tuple[int, int], int]) -> list[str]:
