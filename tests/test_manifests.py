@@ -18,10 +18,10 @@ import yaml
 from kubernetes_validate.utils import all_versions
 from shell import Shell, one_line
 
-from daemonkit.cli import _options
+from daemonkit.cli import _kinds, _options
 from daemonkit.cli._manifest import mapping
 from daemonkit.cli._parser import parse
-from daemonkit.cli._unit import unit
+from daemonkit.cli._unit import unit, unit_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -102,6 +102,13 @@ def test_each_thing_an_app_can_have_is_in_the_manifest_or_in_a_comment(
         assert named, "what is lost is told"
 
 
+@pytest.mark.parametrize("option", _options.OPTIONS, ids=lambda option: option.name)
+def test_each_option_is_in_the_unit_of_systemd(option: _options.Option) -> None:
+    before = {"command": ["program"], "cwd": "/srv/app"}
+    value = _kinds.read(option, VALUES[option.name], "/")
+    assert unit_of("web", before | {option.name: value}) != unit_of("web", before)
+
+
 def test_the_values_of_the_walk_are_all_that_an_app_can_have() -> None:
     schema = {option.name for option in _options.OPTIONS} | {"command", "env_file", "after"}
     assert VALUES.keys() == schema == {*mapping.fields()}
@@ -141,18 +148,27 @@ def test_a_batch_script_is_a_script_and_its_words_are_the_apps(author: Author) -
     assert "#SBATCH --array=0-3" in text
 
 
-def test_docker_reads_what_is_made_for_swarm(author: Author) -> None:
-    if not shutil.which("docker"):
-        pytest.skip("the docker command is not installed")
-    keys = {key: value for key, value in VALUES.items() if key not in {"after", "ready_tcp", "env_file"}}
+READERS = [
+    "docker stack config --compose-file FILE",
+    "docker compose --file FILE config",
+    "docker-compose --file FILE config",
+]
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_what_is_made_for_compose_is_taken_by_what_reads_it(author: Author, reader: str) -> None:
+    program, verb, *_ = reader.split()
+    if not shutil.which(program):
+        pytest.skip(f"{program} is not installed")
+    refused = {"ready_tcp", *(["after"] if verb == "stack" else [])}
+    keys = {key: value for key, value in VALUES.items() if key not in refused}
     path = author.folder / "compose.yaml"
-    path.write_text(author.unit("compose", app("all", **keys) + app("plain")))
+    path.write_text(author.unit("compose", app("all", **keys) + app("other") + app("plain")))
+    command = [str(path) if word == "FILE" else word for word in reader.split()]
     done = subprocess.run(
-        ["docker", "stack", "config", "-c", path],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "HOME": str(author.folder)},
+        command, capture_output=True, text=True, check=False, env={**os.environ, "HOME": str(author.folder)}
     )
+    if "unknown flag: --file" in done.stderr:
+        pytest.skip("docker has no compose")
     assert done.returncode == 0, done.stderr
     assert yaml.safe_load(done.stdout)["services"]["all"]["deploy"]["replicas"] == 3

@@ -129,6 +129,12 @@ def test_a_loopback_address_stays_one_outside_and_is_all_addresses_inside(author
     ]
 
 
+def test_a_number_that_the_app_gives_itself_is_there_once(author: Author) -> None:
+    text = author.unit("kubernetes", app("web", env={"DAEMONKIT_INSTANCE": "5"}))
+    container = next(yaml.safe_load_all(text))["spec"]["template"]["spec"]["containers"][0]
+    assert [one["value"] for one in container["env"] if one["name"] == "DAEMONKIT_INSTANCE"] == ["5"]
+
+
 def test_for_ever_and_no_limit_are_said_in_numbers(author: Author) -> None:
     text = app("web", stop_timeout=float("inf"), start_timeout=float("inf"), max_memory="max").replace(
         "Infinity", "inf"
@@ -152,7 +158,9 @@ def test_a_file_of_variables_that_docker_reads_otherwise_is_written_out(author: 
     text = author.unit("compose", app("web", env_file=".env"))
     service = yaml.safe_load(text)["services"]["web"]
     assert "env_file" not in service and service["environment"]["KEY"] == "a b"
-    author.variables = "KEY=plain\n"
+    author.variables = "KEY=plain # said\n"
+    assert "env_file" not in yaml.safe_load(author.unit("compose", app("web", env_file=".env")))["services"]["web"]
+    author.variables = "# said\n\nKEY=plain"
     text = author.unit("compose", app("web", env_file=".env", env={"OTHER": "x"}))
     service = yaml.safe_load(text)["services"]["web"]
     assert service["env_file"] == [".env"] and "KEY" not in service["environment"]

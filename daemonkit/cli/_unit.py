@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from daemonkit.cli._manifest.replica import Wanted
 
 _START: Final = 90.0  # seconds; systemd's own limit
+_PLAIN: Final = re.compile(r"((\w+=[\w./:@%+,=-]*|#.*|)(\n|$))*")
+"""An environment file that every reader takes alike: it has no quotes, $, spaces."""
 _MARGIN: Final = 5.0  # seconds that the supervisor itself may take, beyond its instances' stop timeout
 
 
@@ -79,7 +81,7 @@ def _wanted(options: argparse.Namespace) -> list[Wanted]:
         return [Wanted(name, settings_of[name], tuple(settings_of[name].get("after", ()))) for name in order]
     file = _appfile.read(_appfile.find(options.file))
     folder = os.path.dirname(file.path)
-    others = [path for path in file.texts or () if path != file.path]
+    others = {path: text for path, text in (file.texts or {}).items() if path != file.path and _PLAIN.fullmatch(text)}
     read = {os.path.relpath(path, folder): _appfile.variables_of(path) for path in others}
     apps = []
     for name in in_order({name: wish.after for name, wish in file.apps.items()}):

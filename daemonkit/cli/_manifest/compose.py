@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 import textwrap
 
-from daemonkit.cli._manifest.replica import HOME, LAST_PORT, Replica, comments, untaken
+from daemonkit.cli._manifest.replica import HOME, LAST_PORT, Replica, comments, escaped, untaken, without_empty
 from daemonkit.cli._manifest.yaml_text import dump
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from typing import Any, Final
 
     from daemonkit.cli._manifest.replica import Port, Wanted
@@ -35,13 +35,14 @@ def manifest(apps: Sequence[Wanted], image: str) -> str:
         names[app.name] = untaken(mended, _LONGEST, names.values())
     parts = [comments(_HEAD), "services:\n"]
     for app in apps:
-        files, left = _env_files(app)
-        replica = Replica("compose", app._replace(settings={**app.settings, "env": left}, env_files=files))
+        in_files = {name: value for variables in app.env_files.values() for name, value in variables.items()}
+        env = {name: one for name, one in app.settings.get("env", {}).items() if in_files.get(name) != one}
+        replica = Replica("compose", app._replace(settings={**app.settings, "env": env}))
         if names[app.name] != app.name:
             replica.remarks.append(f"{app.name} is called {names[app.name]}, as Swarm allows no other name")
         if missing := [other for other in app.after if other not in names]:
             replica.remark("after", f"{', '.join(missing)} is not in this file: print one for all", [*app.after])
-        service = _service(replica, _escaped(image), [names[other] for other in app.after if other in names])
+        service = _service(replica, escaped(image), [names[other] for other in app.after if other in names])
         parts.append(textwrap.indent(comments(replica.remarks) + dump({names[app.name]: service}), "  "))
     return "".join(parts)
 
@@ -52,15 +53,15 @@ def _service(replica: Replica, image: str, after: Sequence[str]) -> dict[str, An
     service: dict[str, Any] = {
         "image": image,
         "entrypoint": ["daemonkit"],  # whatever the image's own is
-        "command": [_escaped(word) for word in replica.run(listen=addresses)],
+        "command": [escaped(word) for word in replica.run(listen=addresses)],
         "restart": compose,
         "stop_signal": "SIGTERM",  # daemonkit's own: it sends the app's
         "stop_grace_period": f"{replica.grace}s",
-        "env_file": [_escaped(path) for path in replica.env_files],
+        "env_file": [escaped(path) for path in replica.env_files],
         "environment": {"DAEMONKIT_HOME": HOME, "DAEMONKIT_INSTANCE": "{{.Task.Slot}}"}
-        | {name: _escaped(value) for name, value in replica.env.items()},
-        "user": ":".join(str(one) for one in replica.owner() if one is not None),
-        "working_dir": _escaped(replica.settings.get("cwd", "")),
+        | {name: escaped(value) for name, value in replica.env.items()},
+        "user": replica.owner_as_text(),
+        "working_dir": escaped(replica.settings.get("cwd", "")),
         "ports": _ports(replica, ports),
         "healthcheck": {
             "test": ["CMD", "daemonkit", "status", replica.name],
@@ -77,20 +78,7 @@ def _service(replica: Replica, image: str, after: Sequence[str]) -> dict[str, An
             "resources": {"limits": {"memory": f"{replica.memory}M"}} if replica.memory else {},
         },
     }
-    service["deploy"] = _without_empty(service["deploy"])
-    return _without_empty(service)
-
-
-def _env_files(app: Wanted) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
-    """Return the files that Docker reads as we do, having no quotes, $ or spaces, and the variables that are left."""
-    files = {
-        path: variables
-        for path, variables in app.env_files.items()
-        if all(re.fullmatch(r"[\w./:@%+,=-]*", value) for value in variables.values())
-    }
-    covered = {name: value for variables in files.values() for name, value in variables.items()}
-    env: dict[str, str] = app.settings.get("env", {})
-    return files, {name: value for name, value in env.items() if covered.get(name) != value}
+    return without_empty(service | {"deploy": without_empty(service["deploy"])})
 
 
 def _ports(replica: Replica, ports: Sequence[Port]) -> list[str]:
@@ -109,12 +97,3 @@ def _ports(replica: Replica, ports: Sequence[Port]) -> list[str]:
         if port.host:
             replica.remark("listen", f"Swarm publishes port {port.number} on all addresses, not on {port.host} alone")
     return published
-
-
-def _without_empty(table: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in table.items() if value not in ("", [], {})}
-
-
-def _escaped(text: str) -> str:
-    """Return a text that Compose does not put variables into."""
-    return text.replace("$", "$$")

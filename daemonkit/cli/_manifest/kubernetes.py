@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from daemonkit.cli._manifest.replica import HOME, Replica, comments, dns_label
+from daemonkit.cli._manifest.replica import HOME, Replica, comments, dns_label, escaped, without_empty
 from daemonkit.cli._manifest.yaml_text import dump
 
 TYPE_CHECKING = False
@@ -83,11 +83,7 @@ def _spec(replica: Replica, kind: str, label: str, labels: Mapping[str, str]) ->
         return {"completions": count, "parallelism": count, "completionMode": "Indexed", "backoffLimit": 0}
     spec: dict[str, Any] = {"replicas": replica.count, "selector": {"matchLabels": labels}}
     if kind == _STATEFUL_SET:
-        return spec | {
-            "serviceName": label,
-            "podManagementPolicy": "Parallel",
-            "updateStrategy": {"type": "RollingUpdate"},
-        }
+        return spec | {"serviceName": label, "podManagementPolicy": "Parallel"}
     return spec | {
         "progressDeadlineSeconds": _PROGRESS + replica.start_timeout,
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
@@ -101,10 +97,9 @@ def _security(replica: Replica) -> dict[str, Any]:
         if number is not None:
             context[field] = number
         if name is not None and name != number:
-            text = (
-                f"Kubernetes takes numbers: give that of the image as {field} ({number or 'unknown'} is this machine's)"
+            replica.remark(
+                option, f"{field} is a number: {number or 'unknown'} on this machine; give that of the image"
             )
-            replica.remark(option, text)
     if context.get("runAsUser"):
         context["runAsNonRoot"] = True
     return context
@@ -128,32 +123,27 @@ def _container(  # noqa: PLR0913, PLR0917 - what a container is made of
 ) -> dict[str, Any]:
     env, inside = replica.variables(_VARIABLE)
     words = ["daemonkit", *replica.run(listen=addresses, env=inside)]
-    variables: list[dict[str, Any]] = [{"name": "DAEMONKIT_HOME", "value": HOME}]
-    if kind in _NUMBER:
-        number = {"fieldRef": {"fieldPath": _NUMBER[kind]}}
-        variables.append({"name": "DAEMONKIT_INSTANCE", "valueFrom": number})
-    variables += [{"name": name, "value": _escaped(value)} for name, value in env.items()]
+    number = {"fieldRef": {"fieldPath": _NUMBER[kind]}} if kind in _NUMBER else None
+    variables = {"DAEMONKIT_HOME": {"value": HOME}} | ({"DAEMONKIT_INSTANCE": {"valueFrom": number}} if number else {})
+    variables |= {name: {"value": escaped(value)} for name, value in env.items()}
+    most = replica.memory
     probe = {"exec": {"command": ["daemonkit", "status", replica.name]}, "timeoutSeconds": 5}
     container: dict[str, Any] = {
         "name": label,
         "image": image,
-        "command": [_escaped(word) for word in words],  # whatever the image's own is
+        "command": [escaped(word) for word in words],  # whatever the image's own is
         "workingDir": replica.settings.get("cwd", ""),
-        "env": variables,
+        "env": [{"name": name, **value} for name, value in variables.items()],
         "ports": [{"name": f"tcp-{number}", "containerPort": number} for number in ports],
         "readinessProbe": probe | {"periodSeconds": 5},
         "livenessProbe": probe
         | {"periodSeconds": _PERIOD, "failureThreshold": (_DOWN + replica.start_timeout) // _PERIOD},
-        "resources": _resources(replica),
+        "resources": {
+            what: {"memory": f"{most}Mi"} for what, most in (("requests", most // 2), ("limits", most)) if most
+        },
         "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],  # noqa: S108 - so that a read-only root will do
     }
-    return {key: value for key, value in container.items() if value not in ("", [], {})}
-
-
-def _resources(replica: Replica) -> dict[str, Any]:
-    if not replica.memory:
-        return {}
-    return {"requests": {"memory": f"{replica.memory // 2}Mi"}, "limits": {"memory": f"{replica.memory}Mi"}}
+    return without_empty(container)
 
 
 def _service(label: str, labels: Mapping[str, str], ports: Sequence[int], *, headless: bool) -> dict[str, Any]:
@@ -162,8 +152,3 @@ def _service(label: str, labels: Mapping[str, str], ports: Sequence[int], *, hea
     if ports:
         spec["ports"] = [{"name": f"tcp-{number}", "port": number, "targetPort": number} for number in ports]
     return {"apiVersion": "v1", "kind": "Service", "metadata": {"name": label, "labels": labels}, "spec": spec}
-
-
-def _escaped(text: str) -> str:
-    """Return a text that Kubernetes does not put variables into."""
-    return text.replace("$", "$$")

@@ -6,7 +6,7 @@ import json
 import re
 import sys
 
-from daemonkit.cli._manifest.replica import Replica, dns_label
+from daemonkit.cli._manifest.replica import Replica, dns_label, without_empty
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from daemonkit.cli._manifest.replica import Port, Wanted
 
+_LONGEST: Final = 128  # characters of a job's name
 _SECOND: Final = 10**9  # Nomad counts nanoseconds
 _HEALTHY: Final = 300  # seconds; the default, which allows for the image to be fetched
 _HEAD: Final = (
@@ -29,9 +30,10 @@ def manifest(apps: Sequence[Wanted], image: str | None) -> str:
     batch = all(app.settings.get("restart") == "never" for app in apps)
     replicas = [Replica("nomad", app) for app in apps]
     groups = [_group(replica, image, batch=batch) for replica in replicas]
+    name = "-".join(app.name for app in apps)[:_LONGEST]
     job = {
-        "ID": apps[0].name,
-        "Name": apps[0].name,
+        "ID": name,
+        "Name": name,
         "Type": "batch" if batch else "service",
         "Datacenters": ["*"],
         "Meta": _meta(_HEAD),
@@ -77,7 +79,7 @@ def _group(replica: Replica, image: str | None, *, batch: bool) -> dict[str, Any
             "ProgressDeadline": 2 * deadline * _SECOND,
         }
     group["Meta"] = _meta(replica.remarks)
-    return {key: value for key, value in group.items() if value != []}
+    return without_empty(group)
 
 
 def _networks(ports: Sequence[Port], *, on_host: bool) -> list[dict[str, Any]]:
@@ -100,8 +102,9 @@ def _task(replica: Replica, image: str | None, addresses: Sequence[str]) -> dict
     if image:
         words = replica.run(listen=addresses)
         config = {"image": image, "entrypoint": ["daemonkit"], "args": words, "work_dir": cwd}
-    user = ":".join(str(one) for one in replica.owner()[: 2 if image else 1] if one is not None)
+    user = replica.owner_as_text()
     if not image and "group" in replica.settings:
+        user = user.partition(":")[0]
         replica.remark("group", "the driver raw_exec takes that of the user")
     task: dict[str, Any] = {
         "Name": replica.name,
@@ -117,7 +120,7 @@ def _task(replica: Replica, image: str | None, addresses: Sequence[str]) -> dict
         "KillSignal": "SIGTERM",  # daemonkit's own: it sends the app's
         "KillTimeout": replica.grace * _SECOND,
     }
-    return {key: value for key, value in task.items() if value not in ("", {})}
+    return without_empty(task)
 
 
 def _resources(replica: Replica) -> dict[str, int]:

@@ -39,7 +39,7 @@ class Wanted(namedtuple("Wanted", ("name", "settings", "after", "env_files"), de
     settings: Settings
     after: tuple[str, ...]
     env_files: dict[str, dict[str, str]]
-    """Files that variables came from, by their paths, relative to the app file."""
+    """Variables by the files that they came from, relative to the app file: those that any engine reads alike."""
 
 
 class Port(namedtuple("Port", ("host", "number"))):
@@ -62,6 +62,8 @@ class Replica:
         """What the user has to know or to do."""
         self.env: dict[str, str] = self.settings.get("env", {})
         _check_text(self.name, {key: value for key, value in self.settings.items() if key != "environment"})
+        if os.path.isabs(self.settings["command"][0]) and engine != "slurm":
+            self.remark("command", "the program must be there in the image", self.settings["command"][0])
         given = {**self.settings, "after": [*self.after], "env_file": [*self.env_files]}
         for option in fields():
             if given.get(option) and (remark := cell(option, engine).remark):
@@ -127,6 +129,9 @@ class Replica:
         user, group = self.settings.get("user"), self.settings.get("group")
         return (os.geteuid() if user is None and group is not None else user), group
 
+    def owner_as_text(self) -> str:
+        return ":".join(str(one) for one in self.owner() if one is not None)
+
     def ports(self) -> tuple[list[Port], list[str]]:
         """Return the ports to be published, and the addresses to listen at in the replica; ValueError."""
         ports, addresses = [], []
@@ -151,6 +156,15 @@ class Replica:
 
 def _published(host: str) -> str:
     return host if host not in _ANY and re.fullmatch(r"[0-9.]+|\[.*\]", host) else ""
+
+
+def without_empty(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in table.items() if value not in ("", [], {})}
+
+
+def escaped(text: str) -> str:
+    """Return a text that Compose and Kubernetes do not put variables into."""
+    return text.replace("$", "$$")
 
 
 def _whole(seconds: float) -> int:
