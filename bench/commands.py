@@ -61,6 +61,11 @@ def _apps(folder: str) -> Iterator[Stage]:
             subprocess.run([_COMMAND, "delete", "--all"], check=False, stdout=subprocess.DEVNULL)
 
 
+def run_command(*arguments: object) -> float:
+    """Run `daemonkit` with these arguments; return the seconds that it took."""
+    return _run([_COMMAND, *map(str, arguments)])
+
+
 def _run(command: list[str]) -> float:
     begin = time.perf_counter()
     done = subprocess.run(
@@ -90,7 +95,7 @@ def _timed_listing(peer: Peer) -> float:
 
 def _asking_rows(results: dict[str, list[float]], missing: dict[str, str]) -> Iterator[Row]:
     for key, what in (("status", "`daemonkit status NAME`"), ("ls", f"`daemonkit ls`, {_APPS} apps")):
-        yield against(what, results[key], "`python -c pass`", results["pass"], 2.5)
+        yield against(what, results[key], "`python -c pass`", results["pass"], 2.0)
         for name, label in ((Pm2.name, "`pm2 ls`"), (Supervisord.name, "`supervisorctl status`")):
             if name in results:
                 yield against(what, results[key], f"{label}, as many", results[name])
@@ -117,5 +122,5 @@ def _start_rows(stack: ExitStack, stage: Stage, folder: str, no_pm2: str | None)
 
     results = take_turns(7, {"ready": partial(start, "--wait-ready"), "plain": start, "pm2": start_in_pm2})
     label = "`pm2 start`, its daemon running"
-    yield against(f"{what}, `--wait-ready`", results["ready"], label, results["pm2"], 0.2)
+    yield against(f"{what}, `--wait-ready`", results["ready"], label, results["pm2"], 0.3)
     yield against(f"{what}: it has lived for a second", results["plain"], label, results["pm2"])

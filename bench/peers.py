@@ -140,7 +140,7 @@ class Daemonkit(Peer):
             "log_max_bytes": app.log_max_bytes,
             "log_backups": 100 if app.log_max_bytes else None,
             "listen": f"127.0.0.1:{app.port}" if app.port else None,
-            "wait_ready": True if app.port else None,
+            "wait_ready": True if app.port or app.mode == ("ready",) else None,
         }
         given = {key: value for key, value in options.items() if value is not None}
         return [sys.executable, os.path.join(HERE, "supervised.py"), self.fifo, json.dumps(given)]

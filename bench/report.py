@@ -1,4 +1,4 @@
-"""The report: parts that are kept as data, and the page and the pictures that are drawn from them."""
+"""The report: parts that are kept as data, and the pages and the pictures that are drawn from them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from collections import defaultdict
 from importlib.metadata import version
 from typing import TYPE_CHECKING, TypedDict
 
+import plots
 from bars import Chart, draw
+from pages import goals, overview, page
 from reasons import reason_for
 from table import HERE, MISSED, Line, Row, met, middle_of
 
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
 _DOCS = os.path.join(os.path.dirname(HERE), "docs")
 _PICTURES = os.path.join(_DOCS, "benchmarks")
 _KEPT = os.path.join(_PICTURES, "results.json")
-_ORDER = ("import", "pidfile", "detach", "spawn", "control", "commands", "supervisors")
 _PLOTTED = {"ms", "MiB", "MB/s"}
 
 
@@ -35,6 +36,14 @@ class Part(TypedDict):
     rows: list[list[str]]
     notes: list[str]
     charts: list[Chart]
+    plots: list[plots.Plot]
+
+
+class Kept(TypedDict):
+    """All that was measured, and on which machine the last of it."""
+
+    machine: str
+    parts: dict[str, Part]
 
 
 def part_of_rows(title: str, rows: Iterable[Row]) -> Part:
@@ -52,6 +61,11 @@ def part_of_rows(title: str, rows: Iterable[Row]) -> Part:
             values = {name: factor * value for name, value in seconds.items()}
             part["charts"].append({"title": what, "unit": unit, "values": values})
     return part
+
+
+def part_of_plots(title: str, found: list[plots.Plot], notes: list[str]) -> Part:
+    """Make a part out of curves."""
+    return {**_new(title, []), "notes": notes, "plots": found}
 
 
 def part_of_lines(title: str, lines: Iterable[Line]) -> Part:
@@ -79,7 +93,7 @@ def part_of_lines(title: str, lines: Iterable[Line]) -> Part:
 
 def _new(title: str, head: list[str]) -> Part:
     now = time.strftime("%Y-%m-%d %H:%M %Z")
-    return {"title": title, "measured": now, "head": head, "rows": [], "notes": [], "charts": []}
+    return {"title": title, "measured": now, "head": head, "rows": [], "notes": [], "charts": [], "plots": []}
 
 
 def _explain(part: Part, what: str, verdict: str) -> None:
@@ -90,49 +104,38 @@ def _explain(part: Part, what: str, verdict: str) -> None:
 
 def keep(name: str, part: Part) -> None:
     """Put a part into the report in place of what was measured before, and write all of it anew."""
+    kept = _kept()
+    kept["machine"] = _machine()
+    kept["parts"][name] = part
+    write(kept)
+
+
+def write(kept: Kept) -> None:
+    """Write the data, the pictures, the page for readers and the page for those who work on the speed."""
+    parts = kept["parts"]
     os.makedirs(_PICTURES, exist_ok=True)
-    parts = _kept()
-    parts[name] = part
-    _write(_KEPT, json.dumps(parts, indent=1, ensure_ascii=False) + "\n")
-    for key, kept in parts.items():
-        if kept["charts"]:
-            _write(os.path.join(_PICTURES, f"{key}.svg"), draw(kept["charts"]))
-    body = "\n".join(render(key, parts[key]) for key in _ORDER if key in parts)
-    _write(os.path.join(_DOCS, "benchmarks.md"), f"{_HEADING}\n{_machine()}\n{body}")
+    _write(_KEPT, json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
+    charts = {key: part["charts"] for key, part in parts.items()} | {"overview": overview(parts)}
+    for key, found in charts.items():
+        if found:
+            _write(os.path.join(_PICTURES, f"{key}.svg"), draw(found))
+    if "growth" in parts:
+        _write(os.path.join(_PICTURES, "growth.svg"), plots.draw(parts["growth"]["plots"]))
+    _write(os.path.join(_DOCS, "benchmarks.md"), page(parts, kept["machine"]))
+    _write(os.path.join(HERE, "README.md"), goals(parts))
 
 
-def _kept() -> dict[str, Part]:
+def _kept() -> Kept:
     try:
         with open(_KEPT, encoding="utf-8") as file:
             return json.load(file)
     except FileNotFoundError:
-        return {}
+        return {"machine": "", "parts": {}}
 
 
 def _write(path: str, text: str) -> None:
     with open(path, "w", encoding="utf-8") as file:
         file.write(text)
-
-
-# --- the page -----------------------------------------------------------------------------------------------------
-
-_HEADING = """# Benchmarks
-
-`make bench` has measured and written all of this page. To do it again, on a machine that does nothing else:
-
-```sh
-make bench
-make bench ARGS="--only spawn supervisors"
-make bench ARGS="--quick"
-```
-
-The second measures some parts and leaves the others as they are; the third is a look whether it all works, and
-changes nothing here. What can't be had on the machine is left out, and said so.
-
-Contenders take turns. A time is a median, with the fastest and the slowest in brackets; a ratio is the median of the
-ratios of neighbours, so that a machine that drifts slows both. The goals are the project's own. A missed one has its
-reason below its table.
-"""
 
 
 def _machine() -> str:
@@ -151,18 +154,5 @@ def _machine() -> str:
     return "| the machine | |\n| --- | --- |\n" + "".join(f"| {key} | {value} |\n" for key, value in lines.items())
 
 
-def render(name: str, part: Part) -> str:
-    """Return a part as Markdown."""
-    lines = [f"## {part['title']}", "", f"Measured {part['measured']}.", ""]
-    if part["charts"]:
-        lines += [f"![{part['title']}, as bars](benchmarks/{name}.svg)", ""]
-    if part["rows"]:
-        # What is between the two comments other pages include.
-        table = [_row(part["head"]), _row(["---"] * len(part["head"])), *map(_row, part["rows"])]
-        lines += [f"<!-- {name}: table -->", "", *table, "", f"<!-- {name}: end -->", ""]
-    lines += [f"- {note}" for note in part["notes"]]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def _row(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+if __name__ == "__main__":
+    write(_kept())  # the pages again, from the figures that are there

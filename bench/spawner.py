@@ -1,6 +1,6 @@
-"""A caller that launches on request: `spawner.py MEGABYTES FOLDER`.
+"""A caller that launches on request: `spawner.py MEGABYTES FOLDER [DESCRIPTORS]`.
 
-It grows to that size, and then answers each line on its stdin, `CONTENDER OPTIONS REPEAT`, with a time in
+It grows to that size, opens so many descriptors, and then answers each line on its stdin, `CONTENDER OPTIONS REPEAT`, with a time in
 nanoseconds: the median of that many launches, from the call until it returns. The program ends at once, and is waited
 for before the next one, outside what is timed; so is the removal of the pidfile that it leaves. With `ended` the wait is
 timed too. With `dropped` all are launched in a row, nothing is waited for, and the answer is the mean. `facts` counts
@@ -212,6 +212,7 @@ if __name__ == "__main__":
     LOG, PIDFILE = os.path.join(FOLDER, f"{os.getpid()}.log"), os.path.join(FOLDER, f"{os.getpid()}.pid")
     HANDED = os.open(os.devnull, os.O_RDONLY)
     ballast = grow(int(sys.argv[1]))
+    more = [os.open(os.devnull, os.O_RDONLY) for _ in range(int(sys.argv[3]) if len(sys.argv) > 3 else 0)]
     for line in sys.stdin:
         contender, *words = line.split()
         print(_facts() if contender == "facts" else _answer(contender, words[0], int(words[1])), flush=True)

@@ -57,12 +57,13 @@ def _running(command: list[str]) -> Iterator[Caller]:
         process.stdin.close()  # at which it ends
 
 
-def _python(megabytes: int, folder: str) -> AbstractContextManager[Caller]:
-    return _running([sys.executable, os.path.join(HERE, "spawner.py"), str(megabytes), folder])
+def in_python(megabytes: int, folder: str, descriptors: int = 0) -> AbstractContextManager[Caller]:
+    """Start a caller in Python, of that size and with so many descriptors open."""
+    return _running([sys.executable, os.path.join(HERE, "spawner.py"), str(megabytes), folder, str(descriptors)])
 
 
 @contextmanager
-def _node(megabytes: int) -> Iterator[Caller]:
+def in_node(megabytes: int) -> Iterator[Caller]:
     """Start a caller in Node, in small pages: huge ones would make its fork cheap; V8 can't be told so."""
     prctl = ctypes.CDLL(None).prctl
     with ExitStack() as stack:
@@ -83,9 +84,9 @@ def _ask_node(caller: Caller, repeat: int) -> Callable[[], float]:
 
 def _small_rows(small: Caller, no_c: str | None, no_node: str | None) -> Iterator[Row]:
     peers = {
-        "c": ("C `posix_spawn` with SETSID", 1.3),
+        "c": ("C `posix_spawn` with SETSID", 1.35),
         "posix_spawn": ("`os.posix_spawn(setsid=True)`", None),
-        "popen": ("`Popen(start_new_session=True)`", None),
+        "popen": ("`Popen(start_new_session=True)`", 1.15),
         "node": ("Node `spawn` detached", 0.25),
         "setsid": ("`setsid -f`", None),
         "start-stop-daemon": ("`start-stop-daemon -b`", None),
@@ -98,7 +99,7 @@ def _small_rows(small: Caller, no_c: str | None, no_node: str | None) -> Iterato
         names = ["daemonkit", *(name for name in peers if not reasons.get(name) and name != "node")]
         contenders = {name: partial(small.measure, name, "-", _REPEAT) for name in names}
         if not no_node:
-            contenders["node"] = _ask_node(stack.enter_context(_node(SMALL)), _REPEAT)
+            contenders["node"] = _ask_node(stack.enter_context(in_node(SMALL)), _REPEAT)
         results = take_turns(100, contenders)
     what = f"`spawn_detached()`, {SMALL} MB caller"
     for name, (label, goal) in peers.items():
@@ -123,7 +124,7 @@ def _large_rows(small: Caller, large: Caller, gigabytes: int, no_c: str | None, 
     if no_node:
         yield Row(what, against=f"Node `spawn` detached: {no_node}")
         return
-    with _node(gigabytes << 10) as node:
+    with in_node(gigabytes << 10) as node:
         contenders = {"large": contenders["large"], "node": _ask_node(node, 1)}
         results = take_turns(20, contenders)
     yield against(what, results["large"], "Node `spawn` detached", results["node"], 1 / 300 if gigabytes >= 4 else None)
@@ -162,7 +163,9 @@ def _option_rows(small: Caller, large: Caller | None) -> Iterator[Row]:
     for options, what in [*titles.items(), ("+".join(_OPTIONS), "... with all of these")]:
         peer = "`Popen` + `PIDLockFile`" if "pidfile" in options else "`Popen`"
         results = _compare(options, "popen", small, large, 80)
-        yield against(what, results["small"], f"{peer}, the same", results["peer"], 1.5)
+        yield against(
+            what, results["small"], f"{peer}, the same", results["peer"], 1.3 if "pidfile" in options else 1.15
+        )
         if large:
             yield _flat(what, results)
 
@@ -192,7 +195,7 @@ def _row_rows(folder: str, no_c: str | None) -> Iterator[Row]:
     Nobody waits for the programs, which take the same cores: C's own figures, and the time from a launch to the end of
     the program, tell what of it is theirs.
     """
-    with _python(SMALL, folder) as caller:
+    with in_python(SMALL, folder) as caller:
         names = ["daemonkit", *([] if no_c else ["c"])]
         contenders = {name: partial(caller.measure, name, "dropped", _IN_A_ROW) for name in names}
         contenders["daemonkit"]()  # what it makes once and keeps is no growth
@@ -203,11 +206,11 @@ def _row_rows(folder: str, no_c: str | None) -> Iterator[Row]:
         results = take_turns(5, contenders)
         after = [int(number) for number in caller.ask("facts").split()]
     what = f"... {_IN_A_ROW:,} in a row, handles dropped, each"
-    yield against(what, results["daemonkit"], "itself, one at a time", results["daemonkit single"], 1.2)
+    yield against(what, results["daemonkit"], "itself, one at a time", results["daemonkit single"])
     yield against(what, results["daemonkit"], "itself, one at a time up to the program's end", results["ended"])
     if not no_c:
         label = "C `posix_spawn`, `waitpid(-1, WNOHANG)`"
-        yield against(what, results["daemonkit"], f"{label} in a row", results["c"])
+        yield against(what, results["daemonkit"], f"{label} in a row", results["c"], 1.1)
         yield against(f"{label}: {_IN_A_ROW:,} in a row, each", results["c"], "one at a time", results["c single"])
     descriptors, threads, _, resident = (new - old for old, new in zip(before, after, strict=True))
     zombies = after[2]
@@ -223,20 +226,20 @@ def spawn_rows(folder: str) -> Iterator[Row]:
     """Compare launches of detached programs."""
     no_c = compile_helper("spawn", folder)
     no_node = None if shutil.which("node") else "skipped: not installed"
-    with _python(SMALL, folder) as small:
+    with in_python(SMALL, folder) as small:
         yield from _small_rows(small, no_c, no_node)
         with ExitStack() as stack:
             large = None
             if too_large := _too_large(1):
                 yield too_large
             else:
-                large = stack.enter_context(_python(1 << 10, folder))
+                large = stack.enter_context(in_python(1 << 10, folder))
                 yield from _large_rows(small, large, 1, no_c, no_node)
             yield from _option_rows(small, large)
             yield from _signal_rows(small, large)
         if too_large := _too_large(4):
             yield too_large
         else:
-            with _python(4 << 10, folder) as large:
+            with in_python(4 << 10, folder) as large:
                 yield from _large_rows(small, large, 4, no_c, no_node)
     yield from _row_rows(folder, no_c)

@@ -53,17 +53,43 @@ def test_a_picture_is_well_formed_and_names_each_contender_with_its_figure(bench
     assert widths[3] / widths[4] == pytest.approx(700 / 950, rel=0.01)
 
 
-def test_a_missed_goal_has_its_reason_below_the_table(bench: Bench) -> None:
+def test_the_page_for_readers_has_the_figures_and_the_other_page_the_goals_and_why_one_is_missed(bench: Bench) -> None:
     line = bench("table").Line
     lines = [
         line("memory (PSS), 1 child", {"daemonkit": [12.0, 14.0, 13.0], "C": [0.2]}, "MiB", "<= 10 MiB", holds=False),
-        line("stop 100", {"daemonkit": [9.0], "C": "failed"}, "ms", "<= 30 ms", holds=True),
+        line("stop 100", {"daemonkit": [9.0], "C": "failed"}, "ms", "<= 30 ms", holds=True, notes=["C: the compiler"]),
     ]
-    report = bench("report")
-    text = report.render("x", report.part_of_lines("Keeping", lines))
-    assert "| memory (PSS), 1 child, MiB | 13 (12 to 14) | 0.20 | <= 10 MiB | **missed** |" in text
-    assert "| stop 100, ms | 9 | failed | <= 30 ms | yes |" in text
-    assert "- Missed: memory (PSS), 1 child: two Python processes" in text
+    parts = {"supervisors": bench("report").part_of_lines("Keeping", lines)}
+    text = bench("pages").page(parts, "a machine")
+    assert "| what | daemonkit | C |\n" in text and "| stop 100, ms | 9 | failed |\n" in text
+    assert "| memory (PSS), 1 child, MiB | 13 (12 to 14) | 0.20 |\n" in text
+    assert "- C: the compiler" in text and "Missed" not in text and "a machine" in text
+    goals = bench("pages").goals(parts)
+    assert "| memory (PSS), 1 child, MiB | 13 (12 to 14) | <= 10 MiB | **missed** |\n" in goals
+    assert "| stop 100, ms | 9 | <= 30 ms | yes |\n" in goals
+    assert "- Missed: memory (PSS), 1 child: two Python processes" in goals and "compiler" not in goals
+
+
+def test_the_page_for_readers_begins_with_what_was_measured_of_what_matters_to_them(bench: Bench) -> None:
+    values = {"daemonkit": 120.0, "`Popen(start_new_session=True)`": 100.0}
+    charts = [{"title": "`spawn_detached()`, 20 MB caller", "unit": "us", "values": values}]
+    part = bench("report").part_of_lines("Launching", []) | {"charts": charts}
+    text = bench("pages").page({"spawn": part}, "")
+    assert "`spawn_detached()` takes 1.2 times as long as `subprocess.Popen`" in text
+    assert "(benchmarks/overview.svg)" in text and "PM2" not in text
+
+
+def test_a_curve_is_flat_where_the_cost_is_and_each_contender_has_its_own(bench: Bench) -> None:
+    series = {"daemonkit": [[20, 200.0], [8192, 200.0]], "<Node>": [[20, 700.0], [8192, 60000.0]], "none": []}
+    root = ET.fromstring(bench("plots").draw([{"title": "a `launch`", "x": "MB & more", "y": "us", "series": series}]))
+    tag = "{http://www.w3.org/2000/svg}"
+    texts = {element.text for element in root.iter(f"{tag}text")}
+    assert {"a launch, us", "MB & more", "daemonkit", "<Node>", "100", "100,000"} <= texts
+    flat, steep, _ = (
+        [point.split(",") for point in line.get("points", "").split()] for line in root.iter(f"{tag}polyline")
+    )
+    assert flat[0][1] == flat[1][1] and flat[0][0] == steep[0][0]
+    assert float(steep[1][1]) < float(steep[0][1]) < float(flat[0][1])
 
 
 @pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
