@@ -399,7 +399,7 @@ def _reloaded(bench: Bench, kind: Kind) -> dict[str, float]:
     with bench.staged(kind) as stage:
         old = running(stage, app)
         stage.watch(1.5)
-        clients = [_client(app.port) for _ in range(2)]
+        clients = [client(app.port) for _ in range(2)]
         stage.watch(0.5)
         since, begin = len(stage.reports), time.monotonic()
         stage.peer.reload(app)
@@ -413,7 +413,7 @@ def _reloaded(bench: Bench, kind: Kind) -> dict[str, float]:
     return {"requests": count, "failed": failed, "stall": 1e3 * stall, "seconds": seconds}
 
 
-def _client(port: int | None) -> subprocess.Popen[str]:
+def client(port: int | None) -> subprocess.Popen[str]:
     command = [sys.executable, os.path.join(HERE, "load.py"), str(port)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
