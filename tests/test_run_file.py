@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,7 +18,6 @@ from shell import COMMAND, Shell, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 QUICK = "[defaults]\nmin_uptime = 0.05\nstop_timeout = 5\n"
 APP = """
@@ -167,7 +168,7 @@ def test_until_all_it_ends_when_none_is_left_and_a_failure_is_status_1(site: Sit
     assert "daemonkit: c is not started: it comes after a, which is not up" in site.lines("err")
 
 
-@pytest.mark.parametrize("status", [0, 1])
+@pytest.mark.parametrize("status", [0, 1, 3])
 def test_until_any_the_end_of_one_ends_all_with_its_status(site: Site, status: int) -> None:
     site.write(THREE + ONCE.format(name="job", seconds=0.5, status=status, after=["mail"]))
     assert site.run("--until", "any").wait(PATIENCE) == status
@@ -197,6 +198,62 @@ def test_sighup_reads_the_file_anew_and_touches_only_what_differs(site: Site) ->
     assert site.lines()[-3:] == ["new | new ends", "web | web ends", "db | db ends"]
 
 
+def test_sighup_while_an_earlier_change_is_rolled_in_is_not_lost(site: Site) -> None:
+    words = QUICK + "[apps.a]\ncommand = ['sh', '-c', 'echo {word}; exec sleep 1000']\n"
+    site.write(words.format(word="one"))
+    run = site.run()
+    for word in ("two", "three", "four"):
+        site.shows(f"a | {'one' if word == 'two' else 'two'}")  # the first comes at once after the start
+        site.write(words.format(word=word))
+        run.send_signal(signal.SIGHUP)
+    site.shows("a | four")
+    run.terminate()
+    assert run.wait(PATIENCE) == 0
+    assert not [line for line in site.lines("err") if line.startswith("daemonkit: a was not")]
+
+
+def test_what_the_file_has_again_while_it_stops_is_started_anew(site: Site) -> None:
+    slow = APP.format(name="b", after=[]).replace(
+        "echo b ends;", "echo b ends; while [ -e wait ]; do sleep 0.02; done;"
+    )
+    site.write(QUICK + APP.format(name="a", after=[]) + slow)
+    (site.folder / "wait").touch()
+    run = site.run()
+    site.shows("a | a begins", "b | b begins")
+    site.write(QUICK + APP.format(name="a", after=[]))
+    run.send_signal(signal.SIGHUP)
+    site.shows("b | b ends")
+    site.write(QUICK + APP.format(name="a", after=[]) + slow)
+    run.send_signal(signal.SIGHUP)
+    eventually(lambda: "SIGHUP" not in pending(run.pid))
+    (site.folder / "wait").unlink()
+    eventually(lambda: site.lines().count("b | b begins") == 2)
+    run.terminate()
+    assert run.wait(PATIENCE) == 0
+
+
+def pending(pid: int) -> set[str]:
+    """Return the signals that a process has not taken yet."""
+    [mask] = re.findall(r"ShdPnd:\t(\w+)", (Path("/proc") / str(pid) / "status").read_text())
+    return {one.name for one in signal.Signals if int(mask, 16) >> (one - 1) & 1}
+
+
+def test_a_file_whose_name_is_not_utf8_is_read_anew_too(site: Site) -> None:
+    folder = os.fsencode(site.folder) + b"/\xff"
+    os.mkdir(folder)
+    with open(folder + b"/daemonkit.toml", "w") as file:
+        file.write(QUICK + APP.format(name="a", after=[]))
+    site.folder = Path(os.fsdecode(folder))
+    run = site.run()
+    site.shows("a | a begins")
+    with open(folder + b"/daemonkit.toml", "a") as file:
+        file.write("colour = 1\n")
+    run.send_signal(signal.SIGHUP)
+    eventually(lambda: b"\xff/daemonkit.toml: [apps.a] colour: unknown key" in (site.folder / "err").read_bytes())
+    run.terminate()
+    assert run.wait(PATIENCE) == 0
+
+
 def test_a_change_that_does_not_come_up_leaves_what_was_there(site: Site) -> None:
     site.write(QUICK + APP.format(name="a", after=[]))
     run = site.run()
@@ -223,6 +280,32 @@ def test_a_second_sigterm_kills_at_once(site: Site) -> None:
         run.wait(0.3)
     run.terminate()
     run.wait(PATIENCE)
+
+
+def test_a_second_sigterm_kills_those_too_that_wait_for_others_to_stop(site: Site) -> None:
+    deaf = (
+        '[apps.{}]\ncommand = ["sh", "-c", "trap : TERM; echo on; while :; do sleep 0.02; done"]\nstop_timeout = 600\n'
+    )
+    site.write(QUICK + deaf.format("a") + deaf.format("b") + "after = ['a']\n")
+    run = site.run()
+    site.shows("a | on", "b | on")
+    run.terminate()
+    with pytest.raises(subprocess.TimeoutExpired):
+        run.wait(0.3)
+    run.terminate()
+    run.wait(PATIENCE)
+
+
+def test_it_stops_when_its_terminal_goes(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.write(THREE)
+    for key, value in site.environment.items():
+        monkeypatch.setenv(key, value)
+    terminal = Terminal([*COMMAND, "run", "-f", "daemonkit.toml"], site.folder)
+    terminal.read("mail begins")
+    supervisors = children(terminal.pid)
+    terminal.hang_up()
+    assert os.waitstatus_to_exitcode(os.waitpid(terminal.pid, 0)[1]) == 0
+    assert not any(map(alive, supervisors))
 
 
 def test_killed_it_leaves_nothing(site: Site) -> None:
@@ -276,6 +359,22 @@ def test_where_nothing_can_be_written_the_apps_run_all_the_same(site: Site) -> N
     run.terminate()
     assert run.wait(PATIENCE) == 0
     assert site.lines()[3:] == ["mail | mail ends", "web | web ends", "db | db ends"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="to mount a file system takes root")
+def test_where_the_home_for_apps_can_not_be_written_to_they_run_all_the_same(site: Site) -> None:
+    site.write(THREE)
+    site.home.mkdir(mode=0o700)
+    mount = (
+        'mount -t tmpfs -o mode=700 none "$DAEMONKIT_HOME" && mount -o remount,ro "$DAEMONKIT_HOME" && exec "$0" "$@"'
+    )
+    run = site.run(wrapper=("unshare", "--mount", "sh", "-c", mount))
+    site.shows(*BEGUN)
+    assert site.lines("err")[0].endswith(
+        "it can't be written to; the apps run, but ls, status and stop do not see them"
+    )
+    run.terminate()
+    assert run.wait(PATIENCE) == 0
 
 
 def test_a_reader_that_has_stopped_reading_does_not_keep_it_from_stopping(site: Site) -> None:

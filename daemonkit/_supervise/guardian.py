@@ -24,7 +24,7 @@ from daemonkit._supervise.worker import Worker
 from daemonkit._system.descriptors import close_all, inheritable_descriptors
 from daemonkit._system.fork import fork_child
 from daemonkit._system.libc import c_handler_kept, load_libc
-from daemonkit._system.process import has_terminal
+from daemonkit._system.process import has_terminal, terminal_has_gone
 from daemonkit._system.record import field, record, replace
 from daemonkit._system.sockets import socketpair
 from daemonkit._system.unpatched import close, get_handler, poll, set_handler
@@ -222,7 +222,7 @@ class Guardian:
         while self._signals:
             number = self._signals.pop(0)
             before = self.before.get(number)
-            gone = number == signal.SIGHUP and self._terminal and _terminal_has_gone()
+            gone = number == signal.SIGHUP and self._terminal and terminal_has_gone()
             if gone and before == signal.SIG_IGN:
                 self._terminal = False  # nohup(1): this one is not for it; a later one can't be the terminal's
             elif number == signal.SIGHUP and not gone:
@@ -341,13 +341,6 @@ class Guardian:
         good = all(record.state in {"exited", "stopped"} for record in wanted)
         records = (InstanceRecord(i, r.starts, r.exitcode, r.state) for i, r in enumerate(wanted))
         return Summary(exitcode=0 if good else 1, instances=tuple(records))
-
-
-def _terminal_has_gone() -> bool:
-    try:
-        return not has_terminal()
-    except OSError:  # no descriptor is left to find out; a SIGHUP usually asks for a reload
-        return False
 
 
 def _end_worker(worker: int) -> None:

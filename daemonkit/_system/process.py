@@ -199,3 +199,11 @@ def has_terminal() -> bool:
         return False
     close(fd)
     return True
+
+
+def terminal_has_gone() -> bool:
+    """Tell whether this process, which had a controlling terminal, has none any more."""
+    try:
+        return not has_terminal()
+    except OSError:  # no descriptor is left to find out; a SIGHUP usually asks for a reload
+        return False

@@ -8,6 +8,7 @@ handlers and pipes; `_step` then compares what is with what should be, and start
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -18,6 +19,8 @@ import time
 from daemonkit._detach.notify import connect_manager, tell_manager
 from daemonkit._system.fork import fork_child
 from daemonkit._system.prctl import die_with_parent
+from daemonkit._system.process import terminal_has_gone
+from daemonkit._system.wait import pause
 from daemonkit.cli import _app, _appfile, _mixed, _plan, _say, _start, _tasks
 from daemonkit.cli._app import App
 from daemonkit.cli._change import reload_app
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
 
 _HEARD: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 _LAST_WORDS: Final = 5.0  # seconds that a reader has to take the rest of the output
+_BEGIN: Final = 5.0  # seconds, far more than a supervisor takes to begin
+_LOOK: Final = 0.1  # seconds between two looks at a file: the standard library can't wait for a change (inotify)
 
 
 def run_file(options: argparse.Namespace) -> int:
@@ -42,6 +47,8 @@ def run_file(options: argparse.Namespace) -> int:
     can_be_seen = True
     try:
         _app.make_home()
+        if not os.access(_app.home(), os.W_OK):
+            raise PermissionError(errno.EACCES, "it can't be written to", _app.home())
     except OSError as error:  # in a container that can't be written to
         can_be_seen = False
         _say.say(f"{_say.in_one_line(error)}; the apps run, but ls, status and stop do not see them")
@@ -70,6 +77,7 @@ class _Member:
         """Whether it has been told to stop."""
         self.is_obsolete = False
         """Whether the file says something else of it now, or nothing."""
+        self.is_reloading = False
 
     @property
     def runs(self) -> bool:
@@ -118,6 +126,8 @@ class _Foreground:
         self._out = Sink(out)
         self._err = self._out if os.path.samestat(os.fstat(out), os.fstat(err)) else Sink(err)
         self._manager = connect_manager()
+        self._nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        self._has_terminal = not terminal_has_gone()
         self._colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
         self._prefixes = _mixed.prefixes(file.apps, colour=self._colour)
 
@@ -282,6 +292,10 @@ class _Foreground:
     def _hear(self, number: int, times: int) -> None:
         if number == signal.SIGCHLD:
             self._reap()
+        elif number == signal.SIGHUP and self._has_terminal and terminal_has_gone():
+            self._has_terminal = False  # so a later SIGHUP is not from it
+            if not self._nohup:
+                self._stop()
         elif number == signal.SIGHUP:
             self._read_anew()
         else:
@@ -293,7 +307,8 @@ class _Foreground:
         if self._stopping:
             for member in self._members.values():
                 if member.runs:
-                    member.tell(signal.SIGTERM)  # which kills, after a first one
+                    member.tell(signal.SIGTERM)
+                    member.tell(signal.SIGINT)  # the second one kills; two SIGTERMs can be one
         self._stopping = True
 
     def _reap(self) -> None:
@@ -312,12 +327,12 @@ class _Foreground:
     def _ended(self, name: str, status: int) -> None:
         member = self._members[name]
         member.end(status)
-        if member.is_obsolete:
+        if member.was_told and not self._stopping:  # it is obsolete, or was: the file may have it again by now
             del self._members[name]
             return
         self._failed = self._failed or status != 0
         if not self._stopping:
-            how = f"with status {status}" if status >= 0 else f"by {signal.Signals(-status).name}"
+            how = f"with status {status}" if status >= 0 else f"by signal {-status}"
             self._say(f"{name} has ended {how}")
             if self._until_any:
                 self._result = status if status >= 0 else 128 - status
@@ -333,24 +348,32 @@ class _Foreground:
         self._file = new
         self._prefixes = _mixed.prefixes(new.apps, colour=self._colour)
         self._given_up.clear()
-        for name, member in [*self._members.items()]:
-            wish = new.apps.get(name)
-            if wish and not _plan.differences(wish.settings, member.wish.settings):
-                member.wish = wish
-                member.is_obsolete = False
-            elif member.runs and wish and self._can_be_seen:
-                self._reload(name, wish)
-            elif member.runs:
-                member.is_obsolete = True
-            else:
-                del self._members[name]
+        for name in [*self._members]:
+            self._compare(name)
+
+    def _compare(self, name: str) -> None:
+        """Have a member be as the file says, if it is not; one that reloads, or stops, is compared after that."""
+        member, wish = self._members[name], self._file.apps.get(name)
+        if member.is_reloading or (member.was_told and member.runs):
+            return
+        if wish and not _plan.differences(wish.settings, member.wish.settings):
+            member.wish = wish
+            member.is_obsolete = False
+        elif member.runs and wish and self._can_be_seen:
+            self._reload(name, wish)
+        elif member.runs:
+            member.is_obsolete = True
+        else:
+            del self._members[name]
 
     def _reload(self, name: str, wish: Wish) -> None:
         """Have an app's instances replaced by such as the file asks for now, by a child that waits for them."""
         app, settings = App(name), self._settings_of(wish)
+        self._members[name].is_reloading = True
 
         def task() -> str:
             signal.set_wakeup_fd(-1)
+            _wait_until_begun(app)
             reload_app(app, settings)
             return "reloaded"
 
@@ -362,11 +385,16 @@ class _Foreground:
     def _reloaded(self, name: str, wish: Wish, messages: int, *, well: bool) -> None:
         self._err.add(_tasks.content(messages).encode(errors="backslashreplace"))
         os.close(messages)
-        if well and name in self._members:
-            self._members[name].wish = wish
+        member = self._members[name]
+        member.is_reloading = False
+        if well:
+            member.wish = wish
+        now = self._file.apps.get(name)
+        if not self._stopping and (not member.runs or not now or _plan.differences(now.settings, wish.settings)):
+            self._compare(name)
 
     def _say(self, text: str) -> None:
-        self._err.add(f"daemonkit: {text}\n".encode())
+        self._err.add(f"{_say.OWN}{text}\n".encode(errors="surrogateescape"))  # the file's name may be any bytes
 
     def _finish(self) -> None:
         """Write the rest, as far as somebody reads it."""
@@ -376,3 +404,10 @@ class _Foreground:
             poll.register(sink.fd, select.POLLOUT)
             while sink.waits and poll.poll(max(end - time.monotonic(), 0) * 1000):
                 sink.write()
+
+
+def _wait_until_begun(app: App) -> None:
+    """Wait until an app that has just been started can be reloaded."""
+    end = time.monotonic() + _BEGIN
+    while not app.running_state() and time.monotonic() < end:
+        pause(_LOOK)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from typing import Any, Final, NoReturn
 
     from daemonkit._pidfile.holder import Holder
+    from daemonkit._supervise import Summary
     from daemonkit.cli._app import Settings
 
 _INTERRUPTED: Final = 130  # as a shell has it: 128 + SIGINT
@@ -220,7 +221,9 @@ def _become(app: App, settings: Settings, report: int) -> NoReturn:
         )
         with context:
             os.close(report)
-            status = _supervise(settings, context, app, log, lambda: _last_lines(files, before), must_start=True)
+            status = _supervise(
+                settings, context, app, log, lambda: _last_lines(files, before), must_start=True
+            ).exitcode
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else 1
     except AlreadyRunningError:
@@ -304,7 +307,7 @@ def run_app(app: App, settings: Settings) -> NoReturn:
         )
         _heed_nohup(context)
         with context:
-            sys.exit(_supervise(settings, context, app, log, list, must_start=False))
+            sys.exit(_supervise(settings, context, app, log, list, must_start=False).exitcode)
 
 
 def share_what_supervisors_load() -> None:
@@ -321,7 +324,8 @@ def share_what_supervisors_load() -> None:
 def keep_in_foreground(name: str, settings: Settings, tell_ready: Callable[[], object], *, app: App | None) -> int:
     """Be that app; what it writes goes to this process's own streams, unless it has a log. Return its exit status.
 
-    SystemExit too. `tell_ready` is called once it is up. Without `app` no other command sees it.
+    That is the program's own, as a shell has it, if it failed. SystemExit too. `tell_ready` is called once it is up.
+    Without `app` no other command sees it.
     """
     from daemonkit import detached
 
@@ -330,7 +334,10 @@ def keep_in_foreground(name: str, settings: Settings, tell_ready: Callable[[], o
     set_title(f"daemonkit: {name}")
     log, pidfile = own.get("log"), app.pidfile if app else None
     with detached(pidfile=pidfile, stdout=log, stderr=log, prevent_core=False, detach_process=False):
-        return _supervise(settings, _Told(tell_ready), app, log, list, must_start=False)
+        summary = _supervise(settings, _Told(tell_ready), app, log, list, must_start=False)
+    failed = [one.exitcode for one in summary.instances if one.state in {"failed", "gave-up"} and one.exitcode]
+    status = failed[0] if failed else summary.exitcode
+    return status if status >= 0 else 128 - status
 
 
 class _Told:
@@ -353,7 +360,8 @@ def _run_nameless(given: Settings) -> NoReturn:
     context = detached(detach_process=False, wait_ready=True, stdout=log, stderr=log, prevent_core=False)
     _heed_nohup(context)
     with context:
-        sys.exit(_supervise(settings, context, None, log, list, must_start=False))  # also if stopped before it is up
+        # Also if it is stopped before it is up.
+        sys.exit(_supervise(settings, context, None, log, list, must_start=False).exitcode)
 
 
 def _heed_nohup(context: Any) -> None:  # noqa: ANN401 - a DetachedContext
@@ -369,7 +377,7 @@ def _supervise(  # noqa: PLR0913 - what a supervisor is made of
     last_lines: Any,  # noqa: ANN401 - a callable that returns lines
     *,
     must_start: bool,
-) -> int:
+) -> Summary:
     from daemonkit.cli import _supervisor
 
     try:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from typing import Any, Final
 
     from daemonkit._detach import DetachedContext
-    from daemonkit._supervise import Event
+    from daemonkit._supervise import Event, Summary
     from daemonkit.cli._app import App, Settings
 
 _logger = logging.getLogger("daemonkit")
@@ -87,8 +87,8 @@ class Supervisor:
         self._is_stopping = False
         self._handlers: dict[int, Any] = {}
 
-    def run(self) -> int:
-        """Supervise the app until it ends; return the exit status, SystemExit with the reason for a failed start."""
+    def run(self) -> Summary:
+        """Supervise the app until it ends; return how, SystemExit with the reason for a failed start."""
         handler = LogHandler(self._log) if self._log else logging.StreamHandler()
         handler.addFilter(self._note)
         logging.basicConfig(level=logging.INFO, format=f"{_say.OWN}%(asctime)s %(message)s", handlers=[handler])
@@ -109,7 +109,7 @@ class Supervisor:
         self._write_state()
         if self._said is not None:
             raise SystemExit("\n".join([*self._said, journal.failure or ""]))
-        return summary.exitcode
+        return summary
 
     def _make_hook(self) -> Hook | None:
         if "on_event" not in self._settings:
