@@ -12,7 +12,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from harness import PATIENCE, alive, eventually
+from harness import PATIENCE, alive, children, eventually
 from shell import COMMAND, one_line
 
 if TYPE_CHECKING:
@@ -43,6 +43,33 @@ def test_a_reload_that_fails_says_so_and_the_old_run_stays(shell: Shell) -> None
     (shell.folder / "good").unlink()
     assert "not reloaded" in one_line(shell("reload", "web", status=1).stderr)
     assert shell.instances("web") == before and alive(before[0])
+
+
+def test_a_reload_whose_worker_is_killed_fails_and_the_settings_stay_the_old_ones(shell: Shell) -> None:
+    shell.start("web", "--env", "WORD=one", "--ready-check", "sh -c 'test $WORD = one'")
+    reload = subprocess.Popen(
+        [*COMMAND, "reload", "web", "--env", "WORD=two"], cwd=shell.folder, env=shell.environment, text=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    eventually(lambda: len(shell.state("web")["instances"][0]["runs"]) == 2)
+    [worker] = children(shell.report("web")["pid"])
+    os.kill(worker, signal.SIGKILL)
+    assert "web was not reloaded" in one_line(reload.communicate(timeout=PATIENCE)[1])
+    assert json.loads((shell.home / "web.json").read_text())["env"] == {"WORD": "one"}
+    eventually(lambda: shell.report("web")["up"] == 1)
+    shell("scale", "web", 2)
+    assert shell.report("web")["up"] == 2
+
+
+def test_a_reload_that_comes_while_there_is_no_worker_is_done_by_the_next_one(shell: Shell) -> None:
+    shell.start("web")
+    for count in (2, 3, 4):
+        [worker] = children(shell.report("web")["pid"])
+        log = (shell.home / "web.log").read_text().count("the worker process was killed")
+        os.kill(worker, signal.SIGKILL)
+        eventually(lambda: (shell.home / "web.log").read_text().count("the worker process was killed") > log)  # noqa: B023 - called here
+        shell("scale", "web", count)
+        assert shell.report("web")["wanted"] == count
 
 
 def test_a_reload_that_is_refused_says_why_and_is_an_event_of_no_instance(shell: Shell) -> None:

@@ -67,6 +67,8 @@ class Guardian:
         self._order = ""
         """What it was told by signals: "", "stop", then "kill"."""
         self._signals: list[int] = []
+        self._owes_reload = False
+        """Whether a SIGHUP came while there was no worker to do it."""
         self._control: socket.socket | None = None
         self._pumps: dict[int, Pump] = {}
         """By the descriptor that is read."""
@@ -219,6 +221,8 @@ class Guardian:
 
     def _obey(self) -> None:
         """Pass on what signals have said."""
+        if self._owes_reload and self._control:
+            self._reload()
         while self._signals:
             number = self._signals.pop(0)
             before = self.before.get(number)
@@ -239,6 +243,9 @@ class Guardian:
 
     def _reload(self) -> None:
         """Open the logs anew, and restart the instances: with other settings, if `on_reload` says so."""
+        self._owes_reload = self._control is None
+        if self._owes_reload:
+            return
         for sink in self._wishes.sinks():
             sink.reopen()
         try:
@@ -312,7 +319,8 @@ class Guardian:
 
     def _end_what_is_left(self) -> None:
         """End what a worker that was killed has left."""
-        self._wishes.drop_trials()
+        if self._wishes.drop_trials():  # told before the exits, which the old settings judge
+            self._tell(Event(-1, "reload-failed", 0, None, time.time()))
         mains = {pid for record in self._records for pid in record.pids}
         self.adopted.end_left(self._wishes.settings.mark, mains)
         marks.end_all_of(self._wishes.settings.mark)  # what could not come here: nothing else has these marks

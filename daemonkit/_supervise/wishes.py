@@ -113,10 +113,12 @@ class Wishes:
         in_use = frozenset().union(*(kept.logs.in_use for kept in all_kept))
         return Kept(sockets, Logs(sinks, pumps, in_use))
 
-    def drop_trials(self) -> None:
-        """Forget all trials: the worker that had them was killed."""
-        for serial in list(self._trials):
+    def drop_trials(self) -> bool:
+        """Forget all trials, as the worker that had them was killed; return whether there was one."""
+        serials = list(self._trials)
+        for serial in serials:
             self.settled(serial, good=False)
+        return bool(serials)
 
     def count(self) -> int:
         """Return the highest number of instances there may be."""
