@@ -13,6 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))  # the harness is the tests'
 
+import agents
 import chaos
 import churn
 import common
@@ -24,13 +25,14 @@ import ups
 from common import Run
 
 PARTS: dict[str, tuple[common.Part, float]] = {
-    "faults": (faults.sweep, 0.3),
+    "faults": (faults.sweep, 0.25),
     "churn": (churn.churn, 0.1),
     "daemons": (churn.daemons, 0.05),
-    "limits": (limits.limits, 0.1),
+    "limits": (limits.limits, 0.05),
     "fuzz": (fuzz.fuzz, 0.1),
     "doubles": (chaos.doubles, 0.1),
     "ups": (ups.ups, 0.1),
+    "agents": (agents.agents, 0.1),
     "chaos": (chaos.chaos, 0.15),
 }
 """Each part, and its share of the time."""

@@ -289,7 +289,10 @@ class Scene:
     def type_signal(self) -> int:
         """Type the page's line that has it read its files anew; return the status."""
         line = self._here(SIGNALS[self.name])
-        return subprocess.run(line, shell=True, cwd=self.folder, env=self.shell.environment, check=False).returncode
+        done = subprocess.run(
+            line, shell=True, cwd=self.folder, env=self.shell.environment, check=False, capture_output=True
+        )
+        return done.returncode
 
     def end(self) -> None:
         """End all of it."""
