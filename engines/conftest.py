@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from apps import CRASH, CRASHING, REQUIREMENTS, WEB, daemonkit, dockerfile, told
 from nodes import Node, eventually
+from slurm import running_cluster
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -117,3 +118,11 @@ def under_up(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     daemonkit("down", folder=folder, check=False)
     assert [line for line in told(log) if "restarts" in line], log
     return told(log)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[tuple[Node, dict[str, Node]]]:
+    """A Slurm controller, and two nodes by their names."""
+    need("sbin/slurmctld", "sbin/slurmd", "sbin/munged")
+    with running_cluster() as nodes:
+        yield nodes

@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -33,34 +34,36 @@ GROUP = "daemonkit-engines-"
 
 def main() -> int:
     """Return pytest's status; without root or what is needed, all tests are skipped, with the reason."""
-    arguments = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-p",
-        "no:cacheprovider",
-        "--timeout=600",
-        "-o",
-        "faulthandler_timeout=500",
-        *sys.argv[1:],
-    ]
-    if not any(Path(word.partition("::")[0]).exists() for word in sys.argv[1:]):
-        arguments.append(str(ROOT / "engines"))
-    environment = dict(os.environ)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that it ends what it runs, as after Ctrl-C
-    try:
-        environment["ENGINES"] = str(prepare())
-        environment["ENGINES_WHEELS"] = str(wheels())
-    except OSError as error:
-        environment["ENGINES_MISSING"] = " ".join(str(error).split())
-        return subprocess.call(arguments, env=environment)
+    environment = dict(os.environ)
+    with contextlib.ExitStack() as stack:
+        try:
+            environment["ENGINES"] = str(prepare())
+            own = stack.enter_context(tempfile.TemporaryDirectory(prefix="wheels-", dir=CACHE))
+            environment["ENGINES_WHEELS"] = str(wheels(Path(own)))
+        except OSError as error:
+            environment["ENGINES_MISSING"] = " ".join(str(error).split())
+            return subprocess.call(_pytest(), env=environment)
+        return _run_apart(environment)
+
+
+def _pytest() -> list[str]:
+    # Engines take longer than the suite's own limits allow.
+    limits = ["--timeout=600", "-o", "faulthandler_timeout=500"]
+    given = sys.argv[1:]
+    folder = [] if any(Path(word.partition("::")[0]).exists() for word in given) else [str(ROOT / "engines")]
+    return [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *limits, *given, *folder]
+
+
+def _run_apart(environment: dict[str, str]) -> int:
+    """Run the tests in namespaces of their own, under a process 1 that reaps."""
     _remove_groups_of_the_dead()
     environment["ENGINES_GROUP"] = group = f"{GROUP}{os.getpid()}"
     apart = ["unshare", "--mount", "--pid", "--net", "--uts", "--ipc", "--fork", "--kill-child", "--mount-proc"]
     reaper = [sys.executable, str(ROOT / "engines" / "reaper.py")]
     signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is pytest's, which has a closing line to print
     try:
-        return subprocess.call([*apart, *reaper, *arguments], env=environment)
+        return subprocess.call([*apart, *reaper, *_pytest()], env=environment)
     finally:
         _remove_group(group)
 
@@ -115,20 +118,20 @@ def _fetch() -> None:
     _run(*command, SUITE, str(root))
 
 
-def wheels() -> Path:
-    """Build daemonkit's wheel, and fetch those of what it needs; OSError if they can't be had."""
-    folder = CACHE / "wheels"
-    folder.mkdir(exist_ok=True)
-    for old in folder.glob("daemonkit-*"):
-        old.unlink()
+def wheels(folder: Path) -> Path:
+    """Fill a folder with daemonkit's wheel, and those of what it needs, which are kept; OSError if they can't be had."""
+    kept = CACHE / "wheels"
+    kept.mkdir(exist_ok=True)
     _run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder), cwd=str(ROOT))
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    one = next(iter(folder.glob("daemonkit-*.whl")))
-    fetch = [*pip, "download", "-q", "--only-binary=:all:", "--python-version=3.11", "-d", str(folder), str(one)]
+    (own,) = folder.iterdir()
+    fetch = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "-q", "-d", str(folder)]
+    fetch += ["--only-binary=:all:", "--python-version=3.11", str(own)]
     try:
-        _run(*fetch, "--no-index", f"--find-links={folder}")
+        _run(*fetch, "--no-index", f"--find-links={kept}")
     except OSError:  # not all are there: ask the registry
         _run(*fetch)
+        for wheel in set(folder.iterdir()) - {own}:
+            shutil.copy(wheel, kept)
     return folder
 
 

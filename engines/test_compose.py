@@ -86,3 +86,26 @@ def test_a_reload_is_made_inside(docker, compose) -> None:
         docker.run("docker", "exec", container, "daemonkit", "reload", "web")
     eventually(lambda: len(set(programs(docker)) - before) == 2)
     assert [one["RestartCount"] for one in _containers(docker).values()] == [0, 0]
+
+
+ENDS = """
+[defaults]
+cwd = "/srv/site"
+
+[apps.done]
+command = ["sleep", "1.5"]
+
+[apps.broken]
+command = ["sh", "-c", "sleep 1.5; exit 3"]
+restart = "never"
+"""
+
+
+def test_an_app_that_ends_ends_its_container_with_0_or_1(docker, compose) -> None:
+    compose(ENDS)
+    eventually(lambda: not any(one["State"]["Running"] for one in _containers(docker).values()))
+    ends = {one["Config"]["Labels"]["com.docker.compose.service"]: one for one in _containers(docker).values()}
+    assert {name: (one["State"]["ExitCode"], one["RestartCount"]) for name, one in ends.items()} == {
+        "done": (0, 0),
+        "broken": (1, 0),
+    }

@@ -77,7 +77,7 @@ def test_it_comes_up_and_its_probe_says_so(podman, play, seen) -> None:
     eventually(lambda: podman.status_of("podman", "exec", name, "daemonkit", "status", "web") == 0)
     seen(f"podman kube play: up {time.monotonic() - begun:.1f} s after it was typed")
     assert podman.run("podman", "exec", name, "cat", "/proc/1/cmdline").strip("\0") == "daemonkit: web"
-    print(_inspect(podman, name)["Config"].get("Healthcheck"))
+    assert podman.status_of("podman", "healthcheck", "run", name) == 0  # the livenessProbe
 
 
 def test_it_stops_within_the_grace_period(podman, play, seen) -> None:

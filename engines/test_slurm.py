@@ -7,9 +7,9 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from apps import CRASH, CRASHING, WEB, told
-from conftest import need
+from apps import CRASHING, told
 from nodes import Node, eventually, programs
+from slurm import TIMEOUT, are_idle, prepare, states
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -20,73 +20,6 @@ command = "python3 web.py"
 wait_ready = true
 stop_timeout = 5
 """
-CONF = """
-ClusterName=here
-SlurmctldHost=control({control})
-SlurmUser=root
-AuthType=auth/munge
-StateSaveLocation=/var/lib/slurm/control
-SlurmdSpoolDir=/var/lib/slurm/node
-ReturnToService=2
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-SlurmdTimeout={timeout}
-SelectType=select/cons_tres
-SelectTypeParameters=CR_Core
-NodeName=one NodeAddr={one} CPUs=2
-NodeName=two NodeAddr={two} CPUs=2
-PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
-"""
-TIMEOUT = 10
-"""Seconds until a silent node counts as down; Slurm's own default is 300."""
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[tuple[Node, dict[str, Node]]]:
-    need("sbin/slurmctld", "sbin/slurmd", "sbin/munged")
-    with Node("control", 11) as control, Node("one", 12) as one, Node("two", 13) as two:
-        addresses = {node.name: node.address for node in (control, one, two)}
-        _prepare(control, addresses)
-        control.daemon("slurmctld", "-D", log="slurmctld")
-        for node in (one, two):
-            _prepare(node, addresses)
-            node.daemon("slurmd", "-D", log="slurmd")
-        eventually(lambda: _are_idle(control))
-        yield control, {"one": one, "two": two}
-
-
-def _prepare(node: Node, addresses: dict[str, str]) -> None:
-    node.write("/etc/hosts", "".join(f"{address} {name}\n" for name, address in addresses.items()))
-    node.write("/etc/slurm/slurm.conf", CONF.format(**addresses, timeout=TIMEOUT))
-    node.write("/etc/munge/munge.key", "k" * 64)
-    node.run("chmod", "0400", "/etc/munge/munge.key")
-    node.run(
-        "mkdir", "-p", "/run/munge", "/var/log/munge", "/var/lib/munge", "/var/lib/slurm/control", "/var/lib/slurm/node"
-    )
-    node.run("chown", "-R", "munge:", "/etc/munge", "/run/munge", "/var/log/munge", "/var/lib/munge")
-    node.daemon("setpriv", "--reuid=munge", "--regid=munge", "--clear-groups", "munged", "--foreground", log="munged")
-    eventually(lambda: node.status_of("sh", "-c", "munge -n | unmunge") == 0)
-    pip = [
-        "pip",
-        "install",
-        "-q",
-        "--no-index",
-        "--find-links=/cache/wheels",
-        "--break-system-packages",
-        "--no-compile",
-    ]
-    node.run(*pip, "--root-user-action=ignore", "daemonkit")
-    node.write("/srv/site/web.py", WEB)
-    node.write("/srv/site/crash.py", CRASH)
-
-
-def _states(control: Node) -> dict[str, str]:
-    lines = control.run("sinfo", "-hN", "-o", "%N %t", check=False).splitlines()
-    return dict(line.split() for line in lines)
-
-
-def _are_idle(control: Node) -> bool:
-    return _states(control) == {"one": "idle", "two": "idle"}
 
 
 def _job(control: Node, job: str) -> dict[str, str]:
@@ -106,7 +39,7 @@ def submit(cluster: tuple[Node, dict[str, Node]]) -> Iterator[Callable[[str], st
 
     yield one
     control.run("scancel", "--user=root")
-    eventually(lambda: not control.run("squeue", "-h") and _are_idle(control))
+    eventually(lambda: not control.run("squeue", "-h") and are_idle(control))
 
 
 def _place(control: Node, job: str) -> str:
@@ -131,9 +64,9 @@ def test_a_job_goes_on_on_the_other_node_when_its_own_dies(cluster, submit, seen
         f"slurm: node killed; the job goes on on the other after {seconds:.0f} s (SlurmdTimeout={TIMEOUT}, by default 300; a job that is queued again waits 120 s)"
     )
     nodes[first].__enter__()
-    _prepare(nodes[first], {node.name: node.address for node in (control, *nodes.values())})
+    prepare(nodes[first], {node.name: node.address for node in (control, *nodes.values())})
     nodes[first].daemon("slurmd", "-D", log="slurmd")
-    eventually(lambda: _states(control)[first] == "idle")
+    eventually(lambda: states(control)[first] == "idle")
 
 
 def test_scancel_as_the_script_says_stops_it_as_daemonkit_does(cluster, submit, seen) -> None:
