@@ -133,6 +133,29 @@ def test_kubernetes_takes_what_is_made_for_it(author: Author, version: tuple[int
         kubernetes_validate.validate(document, ".".join(map(str, version)), strict=True)
 
 
+def test_each_engine_gives_its_own_number_of_the_replica(author: Author) -> None:
+    numbered = app("web", instances=3, command=["sh", "-c", "echo $DAEMONKIT_INSTANCE"])
+    web = yaml.safe_load(author.unit("compose", numbered))["services"]["web"]
+    assert web["environment"]["DAEMONKIT_INSTANCE"] == "{{.Task.Slot}}"
+    assert '"DAEMONKIT_INSTANCE": "${NOMAD_ALLOC_INDEX}"' in author.unit("nomad", numbered)
+    script = author.unit("slurm", numbered)
+    assert 'DAEMONKIT_INSTANCE="$SLURM_ARRAY_TASK_ID"' in script and "#SBATCH --array=0-2\n" in script
+    for text, kind, path in (
+        (numbered, "StatefulSet", "metadata.labels['apps.kubernetes.io/pod-index']"),
+        (numbered + 'restart = "never"', "Job", "metadata.annotations['batch.kubernetes.io/job-completion-index']"),
+    ):
+        found = next(yaml.safe_load_all(author.unit("kubernetes", text)))
+        variables = {one["name"]: one for one in found["spec"]["template"]["spec"]["containers"][0]["env"]}
+        assert found["kind"] == kind
+        assert variables["DAEMONKIT_INSTANCE"]["valueFrom"] == {"fieldRef": {"fieldPath": path}}
+
+
+def test_sockets_that_are_shared_keep_the_instances_of_a_batch_job_together(author: Author) -> None:
+    script = author.unit("slurm", app("web", instances=3, listen="0.0.0.0:8000", cpu_affinity="spread"))
+    assert " run web -i 3 " in script and "#SBATCH --cpus-per-task=3\n" in script and "--array" not in script
+    assert "--cpu-affinity=spread" in script, "there are several, on CPUs of their own"
+
+
 def test_the_engine_that_needs_an_image_says_so(author: Author) -> None:
     (author.folder / "daemonkit.toml").write_text(app("web"))
     for engine in ("compose", "kubernetes"):

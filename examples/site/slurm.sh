@@ -21,10 +21,10 @@ job0=$(sbatch --parsable <<'end-of-store'
 # cwd = "/srv/site": it must be there on each node
 # env (STORE, GREETING): the values stand here in plain text; a secret belongs into a file of mode 600 that the program
 # reads
+export DAEMONKIT_HOME="${TMPDIR:-/tmp}/daemonkit-$SLURM_JOB_ID"
 export PATH=/srv/venv/bin:/usr/bin:/bin
 export STORE=store:6400
 export GREETING=hello
-export DAEMONKIT_HOME="${TMPDIR:-/tmp}/daemonkit-$SLURM_JOB_ID"
 exec /srv/venv/bin/python -m daemonkit run store -i 1 --wait-ready --listen=0.0.0.0:6400 -- python store.py
 end-of-store
 )
@@ -53,10 +53,10 @@ job1=$(sbatch --parsable --dependency=after:$job0 <<'end-of-web'
 # reads
 # after = ["store"]: the job begins once the other one has begun, which may not be up yet
 # instances = 2: all are in one job, on one node, as they share its sockets or CPUs
+export DAEMONKIT_HOME="${TMPDIR:-/tmp}/daemonkit-$SLURM_JOB_ID"
 export PATH=/srv/venv/bin:/usr/bin:/bin
 export STORE=store:6400
 export GREETING=hello
-export DAEMONKIT_HOME="${TMPDIR:-/tmp}/daemonkit-$SLURM_JOB_ID"
 exec /srv/venv/bin/python -m daemonkit run web -i 2 --wait-ready --listen=0.0.0.0:8000 -- python web.py
 end-of-web
 )
@@ -82,11 +82,11 @@ job2=$(sbatch --parsable --dependency=after:$job0 <<'end-of-scheduler'
 # env (STORE, GREETING, EVERY): the values stand here in plain text; a secret belongs into a file of mode 600 that the
 # program reads
 # after = ["store"]: the job begins once the other one has begun, which may not be up yet
+export DAEMONKIT_HOME="${TMPDIR:-/tmp}/daemonkit-$SLURM_JOB_ID"
 export PATH=/srv/venv/bin:/usr/bin:/bin
 export STORE=store:6400
 export GREETING=hello
 export EVERY=0.5
-export DAEMONKIT_HOME="${TMPDIR:-/tmp}/daemonkit-$SLURM_JOB_ID"
 exec /srv/venv/bin/python -m daemonkit run scheduler -i 1 -- python scheduler.py
 end-of-scheduler
 )

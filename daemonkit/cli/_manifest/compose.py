@@ -38,6 +38,8 @@ def manifest(apps: Sequence[Wanted], image: str) -> str:
         in_files = {name: value for variables in app.env_files.values() for name, value in variables.items()}
         env = {name: one for name, one in app.settings.get("env", {}).items() if in_files.get(name) != one}
         replica = Replica("compose", app._replace(settings={**app.settings, "env": env}))
+        if any("{{" in value for value in replica.env.values()):
+            replica.remark("env", "Swarm replaces what it knows in {{ }}, Compose does not", env)
         if names[app.name] != app.name:
             replica.remarks.append(f"{app.name} is called {names[app.name]}, as Swarm allows no other name")
         if missing := [other for other in app.after if other not in names]:

@@ -77,9 +77,9 @@ def _script(app: Wanted, image: str | None) -> str:
         "#!/bin/sh\n",
         *(f"#SBATCH {one}\n" for one in directives),
         comments([*_HEAD, *replica.remarks]),
-        *(f"export {name}={shlex.quote(value)}\n" for name, value in variables.items()),
         f"export DAEMONKIT_HOME={_HOME}\n",
         *([] if together or count == 1 else ['export DAEMONKIT_INSTANCE="$SLURM_ARRAY_TASK_ID"\n']),
+        *(f"export {name}={shlex.quote(value)}\n" for name, value in variables.items()),
         *([] if _PLAIN.fullmatch(cwd) or not cwd else [f"cd {shlex.quote(cwd)} || exit\n"]),
         f"exec {shlex.join([sys.executable, '-m', 'daemonkit', *words])}\n",
     ]
