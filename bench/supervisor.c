@@ -15,7 +15,7 @@ static pid_t start(char **argv)
     return posix_spawn(&pid, argv[0], NULL, NULL, argv, environ) ? -1 : pid;
 }
 
-static pid_t pids[1000];
+static pid_t pids[4000];
 static int count;
 
 static void end(int number)
@@ -31,7 +31,7 @@ int main(int argc, char **argv)
 {
     pid_t ended;
 
-    if (argc < 3 || (count = atoi(argv[1])) > 1000)
+    if (argc < 3 || (count = atoi(argv[1])) > (int)(sizeof pids / sizeof *pids))
         return 2;
     for (int i = 0; i < count; i++)
         pids[i] = start(argv + 2);

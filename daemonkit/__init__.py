@@ -133,14 +133,12 @@ if not TYPE_CHECKING:  # or every misspelt name would be an object to type check
     def __getattr__(name: str) -> object:
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from importlib import import_module
-
         home = _HOME.get(name, "errors")
         value: object
         if home in {"errors", "_constants"} or _is_available():
-            value = getattr(import_module(f"{__name__}.{home}"), name)
+            value = getattr(__import__(f"{__name__}.{home}", fromlist=[name]), name)  # importlib would be loaded for it
         else:
-            value = import_module(f"{__name__}._system.elsewhere").stand_in(name)
+            value = __import__(f"{__name__}._system.elsewhere", fromlist=[name]).stand_in(name)
         globals()[name] = value
         return value
 

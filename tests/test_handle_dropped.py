@@ -71,7 +71,7 @@ def test_1000_in_a_row_leave_nothing(tmp_path: Path) -> None:
         spawn(["true"]).wait()
         gc.collect()
         tell(most=most, left=children(), more=descriptors() - before, objects=len(gc.get_objects()) - objects, threads=threading.active_count(),
-             native=len(os.listdir("/proc/self/task")), known=len(daemonkit._system.pidfd.launched))
+             native=len(os.listdir("/proc/self/task")), known=len(daemonkit._system.reaping.launched))
     """,
         timeout=110,
     )

@@ -41,7 +41,8 @@ from daemonkit._pidfile.pidfile import PidFile
 from daemonkit._system.at_exit import AT_EXIT
 from daemonkit._system.descriptors import close_all, descriptor_of, give_up, handed_descriptors, inode, open_descriptors
 from daemonkit._system.fork import exit_status_of
-from daemonkit._system.pidfd import reap, require_pidfds
+from daemonkit._system.pidfd import require_pidfds
+from daemonkit._system.reaping import reap
 from daemonkit._system.record import record
 from daemonkit._system.run_mark import set_free
 from daemonkit._system.signals import ALL_SIGNALS

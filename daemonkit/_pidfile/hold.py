@@ -35,8 +35,9 @@ from lockfile import LockFailed, LockTimeout
 from daemonkit._pidfile.holder import already_running, examine, explained, find_holder
 from daemonkit._pidfile.ranges import FLOCK, PID_MAX, State, end_of_lock, find_lock
 from daemonkit._system.descriptors import append_result
-from daemonkit._system.pidfd import reap, wait_for_end
+from daemonkit._system.pidfd import wait_for_end
 from daemonkit._system.process import Identity, identity
+from daemonkit._system.reaping import reap
 from daemonkit._system.wait import pause
 from daemonkit.errors import AlreadyRunningError
 

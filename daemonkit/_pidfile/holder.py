@@ -25,8 +25,8 @@ from collections import namedtuple
 
 from daemonkit._pidfile.ranges import PID_MAX, State, find_lock
 from daemonkit._system.check import absolute_path, check_path
-from daemonkit._system.pidfd import reap
 from daemonkit._system.process import all_pids, identity_of, is_alive, namespace_id, start_of, wall_clock
+from daemonkit._system.reaping import reap
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -21,9 +21,10 @@ from daemonkit._spawn.ways import Plan, end_started, start_program
 from daemonkit._system.check import check_number
 from daemonkit._system.descriptors import descriptor_of
 from daemonkit._system.handle import DetachedProcess
-from daemonkit._system.pidfd import has_ended, is_child, open_pidfd, reap, require_pidfds
+from daemonkit._system.pidfd import has_ended, is_child, open_pidfd, require_pidfds
 from daemonkit._system.process import Identity, identity_of, ticks
 from daemonkit._system.program import command_of, directory_of, environment_of, find_program
+from daemonkit._system.reaping import reap
 from daemonkit._system.run_mark import set_free
 from daemonkit._system.streams import STREAM_NAMES
 from daemonkit._system.unpatched import close

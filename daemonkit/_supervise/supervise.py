@@ -13,7 +13,8 @@ import signal
 from daemonkit._supervise.guardian import Guardian, recorded_signals
 from daemonkit._supervise.rules import Backoff
 from daemonkit._supervise.wishes import Wishes
-from daemonkit._system.pidfd import reap, require_pidfds
+from daemonkit._system.pidfd import require_pidfds
+from daemonkit._system.reaping import reap
 from daemonkit._system.unpatched import in_main_thread
 
 TYPE_CHECKING = False

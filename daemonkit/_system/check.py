@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 
 TYPE_CHECKING = False
@@ -20,7 +19,8 @@ def check_seconds(name: str, value: object) -> None:
         return
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise TypeError(f"{name} must be seconds or None, not {value!r}")
-    if math.isnan(value) or (isinstance(value, int) and abs(value) >= 1 << 63):
+    is_number = value <= 0 or value > 0  # NaN is neither
+    if not is_number or (isinstance(value, int) and abs(value) >= 1 << 63):
         raise ValueError(f"{name} must be seconds or None, not {value!r}")
 
 

@@ -9,8 +9,9 @@ import signal
 import sys
 
 from daemonkit._system.check import check_seconds
-from daemonkit._system.pidfd import drop, exit_status, has_ended, is_child, launched, reap, status_after_reaping
+from daemonkit._system.pidfd import exit_status, has_ended, is_child, status_after_reaping
 from daemonkit._system.process import start_of
+from daemonkit._system.reaping import drop, launched, reap
 from daemonkit._system.unpatched import RLock, close
 from daemonkit._system.wait import deadline_after, wait_among_greenlets
 

@@ -6,11 +6,10 @@ import contextlib
 import errno
 import fcntl
 import os
-import select
 import struct
 from functools import cache
 
-from daemonkit._system.unpatched import close, poll
+from daemonkit._system.unpatched import close
 from daemonkit._system.wait import deadline_after, wait_among_greenlets, wait_readable
 
 TYPE_CHECKING = False
@@ -88,53 +87,3 @@ def status_after_reaping(pidfd: int) -> int | None:
         return None
     known, *_, status = _INFO.unpack(info)
     return os.waitstatus_to_exitcode(status) if known & _INFO_EXIT else None
-
-
-launched: Final[set[int]] = set()
-"""Pids of the children of this process that were launched to be detached, until it is known that they have ended."""
-
-
-class _Dropped:
-    """Children whose handles were dropped: each is reaped at the next call of daemonkit after its end."""
-
-    def __init__(self) -> None:
-        self._pids: dict[int, int] = {}
-        """By pidfd."""
-        self._poll = poll()
-        self._parent = os.getpid()
-
-    def add(self, pidfd: int, pid: int) -> None:
-        if self._parent != os.getpid():
-            self.__init__()  # type: ignore[misc]  # after a fork: the children in it are another process's
-        self._pids[pidfd] = pid
-        self._poll.register(pidfd, select.POLLIN)
-
-    def reap(self) -> None:
-        if not self._pids or self._parent != os.getpid():
-            return
-        try:
-            ended = self._poll.poll(0)
-        except RuntimeError:  # another thread is polling it
-            return
-        for pidfd, _ in ended:
-            try:
-                launched.discard(self._pids.pop(pidfd))
-            except KeyError:  # another thread was first
-                continue
-            self._poll.unregister(pidfd)
-            with contextlib.suppress(ChildProcessError):  # somebody else reaped it
-                exit_status(pidfd, reap=True)
-            close(pidfd)
-
-
-_dropped = _Dropped()
-
-
-def drop(pidfd: int, pid: int) -> None:
-    """Take over the pidfd of a child whose handle is gone, to reap the child after its end."""
-    _dropped.add(pidfd, pid)
-
-
-def reap() -> None:
-    """Reap the dropped children that have ended. Every public call does this, so that zombies never pile up."""
-    _dropped.reap()

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import math
 import os
 import time
 from collections import namedtuple
-
-from daemonkit._system.unpatched import close
+from posix import close  # what `unpatched` has too, which loads `select`
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -170,14 +168,14 @@ def ticks() -> int:
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // _TICK
 
 
-_booted = math.nan
+_booted = float("nan")
 _SAME: Final = 0.005  # seconds
 
 
 def wall_clock(started: int) -> float:
     """Turn clock ticks since boot into seconds since the epoch, by today's clock: the same until that is set."""
     global _booted  # noqa: PLW0603 - two clocks are never read at once
-    before = after = -math.inf
+    before = after = -float("inf")
     while not after - before < _SAME:  # again, if this process had to wait in between
         before, now, after = (
             time.clock_gettime(time.CLOCK_BOOTTIME),

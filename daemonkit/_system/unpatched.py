@@ -52,7 +52,7 @@ def copy_of(module: ModuleType) -> ModuleType:
 
 # Both take epoll away. Where it is, these are the real ones, and stay so in here if a patch comes later.
 _select = select if TYPE_CHECKING or hasattr(select, "epoll") else copy_of(select)
-poll, epoll = _select.poll, _select.epoll
+poll, epoll, POLLIN = _select.poll, _select.epoll, _select.POLLIN
 
 
 def get_handler(number: int) -> Handler:
