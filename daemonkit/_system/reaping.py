@@ -20,24 +20,26 @@ launched: Final[set[int]] = set()
 class _Dropped:
     """Children whose handles were dropped: each is reaped at the next call of daemonkit after its end."""
 
+    _poll: select.poll
+    """It is there once something was dropped."""
+
     def __init__(self) -> None:
         self._pids: dict[int, int] = {}
         """By pidfd."""
-        self._poll: select.poll | None = None
         self._parent = os.getpid()
 
     def add(self, pidfd: int, pid: int) -> None:
         from daemonkit._system.unpatched import POLLIN, poll  # noqa: PLC0415 - see above
 
-        if self._parent != os.getpid():
-            self.__init__()  # type: ignore[misc]  # after a fork: the children in it are another process's
+        if self._parent != os.getpid():  # after a fork: the children in it are another process's
+            vars(self).clear()
+            self.__init__()  # type: ignore[misc]  # anew
+        poller = vars(self).setdefault("_poll", poll())  # in one step: another thread may be doing the same
         self._pids[pidfd] = pid
-        if self._poll is None:
-            self._poll = poll()
-        self._poll.register(pidfd, POLLIN)
+        poller.register(pidfd, POLLIN)
 
     def reap(self) -> None:
-        if self._poll is None or not self._pids or self._parent != os.getpid():
+        if not self._pids or self._parent != os.getpid():
             return
         from daemonkit._system.unpatched import close  # noqa: PLC0415 - see above
 
