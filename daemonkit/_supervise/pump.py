@@ -27,6 +27,7 @@ _logger = logging.getLogger("daemonkit")
 
 _PIPE_SIZE: Final = 1 << 20
 _READ: Final = 1 << 18  # bytes; for more, the C library maps fresh memory each time, which takes as long as the rest
+_READ_LINES: Final = 1 << 16  # ... where whole lines are put together, so that there are several versions of them
 _AT_ONCE: Final = 64  # reads, after which other work has its turn
 _LONGEST_LINE: Final = 1 << 25  # bytes that are kept for the end of a line
 _RETRY: Final = 1.0  # seconds until a log that could not be written is tried again
@@ -85,8 +86,9 @@ class Pump:
             return False
         try:
             self._write()  # what was left, as the log could not be written
+            size = _READ_LINES if self._whole_lines else _READ
             for _ in range(_AT_ONCE):
-                self._take(genuine(os.read)(self.reader, _READ))
+                self._take(genuine(os.read)(self.reader, size))
                 self._write()
         except BlockingIOError:
             self.retry_at = math.inf
@@ -122,7 +124,7 @@ class Pump:
         if not self._prefix or not lines:
             return lines
         prefix = self._prefix()
-        return prefix + lines[:-1].replace(b"\n", b"\n" + prefix) + lines[-1:]
+        return prefix + lines.replace(b"\n", b"\n" + prefix, lines.count(b"\n", 0, len(lines) - 1))
 
     def _write(self) -> None:
         while self._pending:
