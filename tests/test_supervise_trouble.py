@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import signal
 import subprocess
@@ -9,10 +11,12 @@ import sys
 from typing import TYPE_CHECKING
 
 import harness
+import pytest
 from harness import PATIENCE, eventually, run
 from supervising import supervising
 
 from daemonkit._supervise import guardian as guardian_module
+from daemonkit._system import fork as fork_module
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -92,3 +96,30 @@ open("summary", "w").close()
     eventually((tmp_path / "summary").exists)
     os.waitpid(terminal.pid, 0)
     terminal.hang_up()
+
+
+@pytest.mark.parametrize(("target", "forks"), [("['true']", ["worker"]), ("abs_", ["worker", "instance"])])
+def test_a_command_is_started_without_the_fork_hooks_of_libraries(
+    tmp_path: Path, target: str, forks: list[str]
+) -> None:
+    """A hook that hangs or is slow, as that of gRPC may be, is for who goes on in Python, not for who executes."""
+    body = f"""
+def hook():
+    with open("hooks", "a") as file:
+        file.write("x")
+os.register_at_fork(after_in_child=hook)
+abs_ = lambda: None
+assert daemonkit.supervise({target}).exitcode == 0
+"""
+    assert run(tmp_path, body).returncode == 0
+    assert len((tmp_path / "hooks").read_text()) == len(forks)
+
+
+def test_a_start_for_which_there_is_no_process_is_an_error_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_process() -> int:
+        ctypes.set_errno(errno.EAGAIN)
+        return -1
+
+    monkeypatch.setattr(fork_module, "load_fork", lambda: no_process)
+    with pytest.raises(BlockingIOError, match="no process for the daemon"):
+        fork_module.fork_to_exec(lambda: os._exit(0))

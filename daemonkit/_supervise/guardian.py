@@ -23,7 +23,7 @@ from daemonkit._supervise.wishes import RefusedError
 from daemonkit._supervise.worker import Worker
 from daemonkit._system.descriptors import close_all, inheritable_descriptors
 from daemonkit._system.fork import fork_child
-from daemonkit._system.libc import c_handler_kept, load_libc
+from daemonkit._system.libc import c_handler_kept, load_fork, load_libc
 from daemonkit._system.process import has_terminal, terminal_has_gone
 from daemonkit._system.record import field, record, replace
 from daemonkit._system.sockets import socketpair
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from daemonkit._supervise.pump import Pump
     from daemonkit._supervise.wishes import Trial, Wishes
 
-load_libc()  # here, as root's Python may be unreadable once rights were dropped; and once for all workers
+load_libc(), load_fork()  # here, as root's Python may be unreadable once rights were dropped; once for all workers
 
 _logger = logging.getLogger("daemonkit")
 _FDS: Final = 200  # in one message; unix(7) allows 253

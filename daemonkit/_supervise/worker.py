@@ -28,7 +28,7 @@ from daemonkit._supervise.ports import listening_ports, sockets_of
 from daemonkit._supervise.run import become, become_check
 from daemonkit._supervise.strays import Strays
 from daemonkit._system.descriptors import close_all
-from daemonkit._system.fork import fork_child
+from daemonkit._system.fork import fork_child, fork_to_exec
 from daemonkit._system.prctl import become_subreaper
 from daemonkit._system.process import start_of
 from daemonkit._system.record import field, record, replace
@@ -356,7 +356,8 @@ class Worker:
                     undo.enter_context(notify)
                 # This process has the mark while it forks, so the child has it from its first moment on.
                 put_mark(self.settings.mark + number)
-                pid = fork_child(lambda: self._become(instance.index, notify))
+                fork = fork_child if self.settings.target else fork_to_exec
+                pid = fork(lambda: self._become(instance.index, notify))
                 put_mark(self.settings.mark + WORKER)
             except OSError as error:
                 self._start_failed(instance, number, error)
@@ -406,7 +407,7 @@ class Worker:
         settings = self.settings_of[check.run.number]
         put_mark(settings.mark + number)
         try:
-            return fork_child(lambda: become_check(settings, check.run.instance.index, check.kind, output, self.pid))
+            return fork_to_exec(lambda: become_check(settings, check.run.instance.index, check.kind, output, self.pid))
         finally:
             put_mark(settings.mark + WORKER)
 

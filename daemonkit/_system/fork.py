@@ -8,6 +8,7 @@ import sys
 import traceback
 import warnings
 
+from daemonkit._system.libc import load_fork
 from daemonkit._system.unpatched import genuine
 
 TYPE_CHECKING = False
@@ -21,8 +22,12 @@ def fork() -> int:
     try:
         return genuine(os.fork)()  # noqa: TID251 - the one place
     except OSError as error:
-        text = f"{error.strerror}: no process for the daemon; end some, or raise the limit (ulimit -u)"
-        raise OSError(error.errno, text) from error
+        raise _no_process(error.errno or 0) from error
+
+
+def _no_process(number: int) -> OSError:
+    text = f"{os.strerror(number)}: no process for the daemon; end some, or raise the limit (ulimit -u)"
+    return OSError(number, text)
 
 
 def no_fork_warning() -> AbstractContextManager[object]:
@@ -37,13 +42,33 @@ def fork_child(become: Callable[[], NoReturn]) -> int:
     with no_fork_warning():
         pid = fork()
     if pid == 0:
-        try:
-            become()
-        except BaseException:  # noqa: BLE001 - this process ends here, and nobody else would say why
-            traceback.print_exc()
-        finally:
-            os._exit(255)
+        _begin(become)
     return pid
+
+
+def fork_to_exec(become: Callable[[], NoReturn]) -> int:
+    """Do the same in a process that has a single thread, for a child that executes a program or ends.
+
+    `os.fork` runs the hooks of all libraries, in the child too: those of threading and logging alone touch 190 pages,
+    which are copied, and take as long as all the rest. They renew locks that nobody holds here; an exec forgets them.
+    """
+    pid = load_fork()()
+    if pid == 0:
+        _begin(become)
+    if pid < 0:
+        import ctypes  # noqa: PLC0415 - loaded by now
+
+        raise _no_process(ctypes.get_errno())
+    return pid
+
+
+def _begin(become: Callable[[], NoReturn]) -> NoReturn:
+    try:
+        become()
+    except BaseException:  # noqa: BLE001 - this process ends here, and nobody else would say why
+        traceback.print_exc()
+    finally:
+        os._exit(255)
 
 
 def exit_status_of(error: BaseException | None) -> int:
