@@ -54,7 +54,7 @@ def test_a_reload_whose_worker_is_killed_fails_and_the_settings_stay_the_old_one
     eventually(lambda: len(shell.state("web")["instances"][0]["runs"]) == 2)
     [worker] = children(shell.report("web")["pid"])
     os.kill(worker, signal.SIGKILL)
-    assert "web was not reloaded" in one_line(reload.communicate(timeout=PATIENCE)[1])
+    assert "web was not reloaded: the worker process was killed" in one_line(reload.communicate(timeout=PATIENCE)[1])
     assert json.loads((shell.home / "web.json").read_text())["env"] == {"WORD": "one"}
     eventually(lambda: shell.report("web")["up"] == 1)
     shell("scale", "web", 2)

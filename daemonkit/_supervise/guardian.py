@@ -22,8 +22,8 @@ from daemonkit._supervise.rules import Backoff
 from daemonkit._supervise.wishes import RefusedError
 from daemonkit._supervise.worker import Worker
 from daemonkit._system.descriptors import close_all, inheritable_descriptors
-from daemonkit._system.fork import fork_child
-from daemonkit._system.libc import c_handler_kept, load_fork, load_libc
+from daemonkit._system.fork import fork_child, load_fork
+from daemonkit._system.libc import c_handler_kept, load_libc
 from daemonkit._system.process import has_terminal, terminal_has_gone
 from daemonkit._system.record import field, record, replace
 from daemonkit._system.sockets import socketpair

@@ -8,14 +8,16 @@ import sys
 import traceback
 import warnings
 
-from daemonkit._system.libc import load_fork
 from daemonkit._system.unpatched import genuine
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import ctypes
     from collections.abc import Callable
     from contextlib import AbstractContextManager
     from typing import NoReturn
+
+_interpreter: ctypes.PyDLL | None = None
 
 
 def fork() -> int:
@@ -69,6 +71,17 @@ def _begin(become: Callable[[], NoReturn]) -> NoReturn:
         traceback.print_exc()
     finally:
         os._exit(255)
+
+
+def load_fork() -> Callable[[], int]:
+    """Return fork(2): -1 means an error that `ctypes.get_errno` has. The interpreter stays locked meanwhile."""
+    global _interpreter  # noqa: PLW0603 - a cache
+    if _interpreter is None:
+        import ctypes  # noqa: PLC0415 - 10 ms, which most programs never need to spend
+
+        _interpreter = ctypes.PyDLL(None, use_errno=True)
+    fork: Callable[[], int] = _interpreter.fork
+    return fork
 
 
 def exit_status_of(error: BaseException | None) -> int:

@@ -8,13 +8,12 @@ import os
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import ctypes
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from typing import Final
 
 _SIGACTION: Final = 256  # bytes, more than any struct sigaction has
 
 _libc: ctypes.CDLL | None = None
-_interpreter: ctypes.PyDLL | None = None
 
 
 def load_libc() -> ctypes.CDLL:
@@ -25,17 +24,6 @@ def load_libc() -> ctypes.CDLL:
 
         _libc = ctypes.CDLL(None, use_errno=True)
     return _libc
-
-
-def load_fork() -> Callable[[], int]:
-    """Return fork(2): -1 means an error that `ctypes.get_errno` has. The interpreter stays locked meanwhile."""
-    global _interpreter  # noqa: PLW0603 - a cache
-    if _interpreter is None:
-        import ctypes  # noqa: PLC0415 - as above
-
-        _interpreter = ctypes.PyDLL(None, use_errno=True)
-    fork: Callable[[], int] = _interpreter.fork
-    return fork
 
 
 @contextlib.contextmanager

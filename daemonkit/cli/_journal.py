@@ -63,9 +63,10 @@ class Journal:
 
     def take(self, event: Event) -> None:
         """Record an event."""
-        if event.instance < 0:  # `supervise` has refused what was proposed
+        if event.instance < 0:  # the settings were refused, or the worker that had them on trial was killed
             self.is_refused = True
-            self._decide_reload(FAILED, self.refusal)
+            self._decide_reload(FAILED, self.refusal or "the worker process was killed, so the old settings stay")
+            self.refusal = ""
             return
         while event.instance >= len(self.instances):
             self.instances.append(_new_instance())
