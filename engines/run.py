@@ -73,7 +73,7 @@ def prepare() -> Path:
     if os.geteuid() != 0:
         raise PermissionError("root is needed, to make namespaces and to start the engines in them")
     if absent := [tool for tool in ("unshare", "nsenter", "ip", "apt-get") if not shutil.which(tool)]:
-        raise FileNotFoundError(f"{', '.join(absent)} is needed, and this machine has none")
+        raise FileNotFoundError(f"needed, and not on this machine: {', '.join(absent)}")
     (CACHE / "node").mkdir(parents=True, exist_ok=True)
     with (CACHE / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -60,8 +60,9 @@ def prepare(node: Node, addresses: dict[str, str]) -> None:
     eventually(lambda: node.status_of("sh", "-c", "munge -n | unmunge") == 0)
     pip = "pip install -q --no-index --break-system-packages --root-user-action=ignore"
     node.run(*pip.split(), f"--find-links=/cache/{Path(os.environ['ENGINES_WHEELS']).name}", "daemonkit")
-    node.write("/srv/site/web.py", WEB)
-    node.write("/srv/site/crash.py", CRASH)
+    node.run("ln", "-s", "python3", "/usr/bin/python")
+    node.write("/srv/web/web.py", WEB)
+    node.write("/srv/web/crash.py", CRASH)
 
 
 def states(control: Node) -> dict[str, str]:

@@ -69,7 +69,6 @@ def test_the_site_on_slurm(cluster: tuple[Node, dict[str, Node]], tmp_path: Path
     control, nodes = cluster
     for node in (control, *nodes.values()):
         _put(node)
-        node.run("ln", "-sf", "/usr/bin/python3", "/usr/local/bin/python")
     # As printed, but for the Python and the PATH of the machine where it was printed.
     script = _printed("slurm", tmp_path).replace(sys.executable, "/usr/bin/python3")
     script = re.sub(r"^export PATH=.*", "export PATH=/usr/local/bin:/usr/bin:/bin", script, flags=re.MULTILINE)

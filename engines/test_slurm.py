@@ -32,10 +32,10 @@ def submit(cluster: tuple[Node, dict[str, Node]]) -> Iterator[Callable[[str], st
     control, _ = cluster
 
     def one(app_file: str) -> str:
-        control.write("/srv/site/daemonkit.toml", app_file)
-        script = control.run("daemonkit", "unit", "-f", "daemonkit.toml", "--for", "slurm", cwd="/srv/site")
-        control.write("/srv/site/app.sbatch", script + "\n")
-        return control.run("sbatch", "--parsable", "app.sbatch", cwd="/srv/site")
+        control.write("/srv/web/daemonkit.toml", app_file)
+        script = control.run("daemonkit", "unit", "-f", "daemonkit.toml", "--for", "slurm", cwd="/srv/web")
+        control.write("/srv/web/app.sbatch", script + "\n")
+        return control.run("sbatch", "--parsable", "app.sbatch", cwd="/srv/web")
 
     yield one
     control.run("scancel", "--user=root")
@@ -74,11 +74,11 @@ def test_scancel_as_the_script_says_stops_it_as_daemonkit_does(cluster, submit, 
     job = submit(APP)
     eventually(lambda: _place(control, job))
     node = nodes[_place(control, job)]
-    eventually(lambda: "up" in node.read(f"/srv/site/slurm-{job}.out").splitlines())
+    eventually(lambda: "up" in node.read(f"/srv/web/slurm-{job}.out").splitlines())
     begun = time.monotonic()
     control.run("scancel", "--batch", "--signal=TERM", job)
     eventually(lambda: _job(control, job)["JobState"] == "COMPLETED")
-    assert "bye" in node.read(f"/srv/site/slurm-{job}.out").splitlines()
+    assert "bye" in node.read(f"/srv/web/slurm-{job}.out").splitlines()
     assert _job(control, job)["ExitCode"] == "0:0"
     seen(f"slurm: scancel --batch --signal=TERM: COMPLETED, 0:0, after {time.monotonic() - begun:.2f} s")
 
@@ -88,18 +88,18 @@ def test_a_crash_is_mended_in_the_job(cluster, submit) -> None:
     job = submit(APP)
     eventually(lambda: _place(control, job))
     node = nodes[_place(control, job)]
-    eventually(lambda: "up" in node.read(f"/srv/site/slurm-{job}.out").splitlines())
+    eventually(lambda: "up" in node.read(f"/srv/web/slurm-{job}.out").splitlines())
     node.run("pkill", "-9", "-f", "^python3 web.py")
-    eventually(lambda: node.read(f"/srv/site/slurm-{job}.out").splitlines().count("up") == 2)
+    eventually(lambda: node.read(f"/srv/web/slurm-{job}.out").splitlines().count("up") == 2)
     assert _job(control, job)["Restarts"] == "0"
 
 
 def test_crashes_delays_and_the_end_are_those_of_daemonkit_up(cluster, submit, under_up, seen) -> None:
     control, nodes = cluster
-    job = submit(CRASHING.format(folder="/srv/site"))
+    job = submit(CRASHING.format(folder="/srv/web"))
     eventually(lambda: _job(control, job)["JobState"] == "FAILED")
     record = _job(control, job)
-    assert told(nodes[record["NodeList"]].read(f"/srv/site/slurm-{job}.out")) == under_up
+    assert told(nodes[record["NodeList"]].read(f"/srv/web/slurm-{job}.out")) == under_up
     assert (record["ExitCode"], record["Restarts"]) == ("1:0", "0")
     seen("slurm: given up after the restarts of daemonkit up: FAILED with 1:0, not queued again")
 
@@ -108,7 +108,7 @@ def test_a_reload_is_a_signal_to_the_batch_step(cluster, submit) -> None:
     control, nodes = cluster
     job = submit(APP)
     eventually(lambda: _place(control, job))
-    output = lambda: nodes[_place(control, job)].read(f"/srv/site/slurm-{job}.out").splitlines()  # noqa: E731
+    output = lambda: nodes[_place(control, job)].read(f"/srv/web/slurm-{job}.out").splitlines()  # noqa: E731
     eventually(lambda: "up" in output())
     control.run("scancel", "--batch", "--signal=HUP", job)
     eventually(lambda: output().count("up") == 2 and "bye" in output())
