@@ -129,6 +129,16 @@ def test_a_loopback_address_stays_one_outside_and_is_all_addresses_inside(author
     ]
 
 
+def test_nomad_runs_a_program_as_it_is_where_there_is_no_image(author: Author) -> None:
+    (author.folder / "daemonkit.toml").write_text(app("web", listen=["127.0.0.1:80", "[::1]:80"], user="u", group="g"))
+    group = json.loads(author("unit", "-f", "daemonkit.toml", "--for", "nomad").stdout)["Job"]["TaskGroups"][0]
+    task = group["Tasks"][0]
+    assert task["Driver"] == "raw_exec" and task["User"] == "u" and task["Config"]["command"] == sys.executable
+    assert {"--listen=127.0.0.1:80", "--listen=[::1]:80", "--cwd=/srv/app"} <= {*task["Config"]["args"]}
+    assert group["Networks"] == [{"Mode": "host", "ReservedPorts": [{"Label": "tcp_80", "Value": 80}]}]
+    assert "in the replica" not in json.dumps(group["Meta"])
+
+
 def test_a_number_that_the_app_gives_itself_is_there_once(author: Author) -> None:
     text = author.unit("kubernetes", app("web", env={"DAEMONKIT_INSTANCE": "5"}))
     container = next(yaml.safe_load_all(text))["spec"]["template"]["spec"]["containers"][0]

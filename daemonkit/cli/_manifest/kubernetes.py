@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from daemonkit.cli._manifest.replica import HOME, Replica, comments, dns_label, escaped, without_empty
+from daemonkit.cli._manifest.replica import AGAIN, HOME, Replica, comments, dns_label, escaped, without_empty
 from daemonkit.cli._manifest.yaml_text import dump
 
 TYPE_CHECKING = False
@@ -67,8 +67,7 @@ def _kind(replica: Replica) -> str:
     if replica.restart == "never":
         return _JOB
     if replica.restart == "on-failure":
-        text = 'a program that ends with 0 is started again too; one that has an end is a Job: restart = "never"'
-        replica.remark("restart", text, "on-failure")
+        replica.remark("restart", AGAIN, "on-failure")
     if replica.uses_number:
         replica.remarks.append("A StatefulSet stops each replica before its successor starts: it numbers them.")
         return _STATEFUL_SET

@@ -6,14 +6,14 @@ import json
 import re
 import sys
 
-from daemonkit.cli._manifest.replica import Replica, dns_label, without_empty
+from daemonkit.cli._manifest.replica import AGAIN, Replica, dns_label, without_empty
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any, Final
 
-    from daemonkit.cli._manifest.replica import Port, Wanted
+    from daemonkit.cli._manifest.replica import Wanted
 
 _LONGEST: Final = 128  # characters of a job's name
 _SECOND: Final = 10**9  # Nomad counts nanoseconds
@@ -47,7 +47,8 @@ def _meta(remarks: Sequence[str]) -> dict[str, str]:
 
 
 def _group(replica: Replica, image: str | None, *, batch: bool) -> dict[str, Any]:
-    ports, addresses = replica.ports()
+    found, addresses = replica.ports(on_host=not image)
+    ports = [*dict.fromkeys(port.number for port in found)]
     if ports and not image:
         replica.remark("listen", "the ports are the node's own, so that two replicas can't share a node")
     once = replica.restart == "never"
@@ -66,7 +67,7 @@ def _group(replica: Replica, image: str | None, *, batch: bool) -> dict[str, Any
     if once and not batch:
         replica.remark("restart", "in a job of type service it is started again; give it a job of its own")
     if replica.restart == "on-failure":
-        replica.remark("restart", "a program that ends with 0 is started again, as services always are", "on-failure")
+        replica.remark("restart", AGAIN, "on-failure")
     if not batch:
         deadline = _HEALTHY + replica.start_timeout
         group["Update"] = {
@@ -82,16 +83,16 @@ def _group(replica: Replica, image: str | None, *, batch: bool) -> dict[str, Any
     return without_empty(group)
 
 
-def _networks(ports: Sequence[Port], *, on_host: bool) -> list[dict[str, Any]]:
+def _networks(ports: Sequence[int], *, on_host: bool) -> list[dict[str, Any]]:
     if not ports:
         return []
     if on_host:
-        return [{"Mode": "host", "ReservedPorts": [{"Label": _label(port), "Value": port.number} for port in ports]}]
-    return [{"Mode": "bridge", "DynamicPorts": [{"Label": _label(port), "To": port.number} for port in ports]}]
+        return [{"Mode": "host", "ReservedPorts": [{"Label": _label(port), "Value": port} for port in ports]}]
+    return [{"Mode": "bridge", "DynamicPorts": [{"Label": _label(port), "To": port} for port in ports]}]
 
 
-def _label(port: Port) -> str:
-    return f"tcp_{port.number}"
+def _label(port: int) -> str:
+    return f"tcp_{port}"
 
 
 def _task(replica: Replica, image: str | None, addresses: Sequence[str]) -> dict[str, Any]:

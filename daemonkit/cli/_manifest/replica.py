@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from daemonkit.cli._app import Settings
 
 HOME: Final = "/tmp/daemonkit"  # noqa: S108 - in the replica; the command refuses a directory that is not its user's
+AGAIN: Final = 'a program that ends with 0 is started again too; for one that has an end say restart = "never"'
 _MARGIN: Final = 5.0  # seconds that the supervisor itself may take, beyond its instances' stop timeout
 _FOR_EVER: Final = 365 * 86400  # seconds; engines know no infinity
 _OWN_MEMORY: Final = 64 << 20  # bytes that the supervisor itself may take
@@ -132,8 +133,11 @@ class Replica:
     def owner_as_text(self) -> str:
         return ":".join(str(one) for one in self.owner() if one is not None)
 
-    def ports(self) -> tuple[list[Port], list[str]]:
-        """Return the ports to be published, and the addresses to listen at in the replica; ValueError."""
+    def ports(self, *, on_host: bool = False) -> tuple[list[Port], list[str]]:
+        """Return the ports to be published, and the addresses to listen at in the replica; ValueError.
+
+        `on_host`: the replica has the addresses of its host, not one of its own.
+        """
         ports, addresses = [], []
         for address in self.settings.get("listen", ()):
             found = re.fullmatch(r"(.*):([0-9]{1,5})", address)
@@ -146,7 +150,7 @@ class Replica:
                 self.remark("listen", "a port that nobody knows can't be published; give a number", address)
             else:
                 host = found[1]
-                if host not in _ANY:
+                if host not in _ANY and not on_host:
                     inside = f"{_ALL_V6 if host[0] == '[' else _ALL_V4}:{found[2]}"
                     self.remark("listen", f"in the replica {inside}, as it has an address of its own", address)
                 ports.append(Port(_LOOPBACK if host == "localhost" else _published(host), int(found[2])))
