@@ -25,18 +25,21 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q -n0 tests/test_cost.py
+	$(BIN)/codespell
+	$(BIN)/python -m pytest -q -n0 tests/test_docs_form.py
 	$(MAKE) docs
 
 docs: $(VENV)/.dev
 	$(BIN)/sphinx-build -W -q -b html docs docs/_build/html
 
-# The terminal session of the README, typed anew in examples/site.
+# The terminal sessions in the documentation, typed anew.
 picture: $(VENV)/.dev
 	$(BIN)/python docs/record.py
 
 dist: $(VENV)/.dev
 	rm -rf dist
 	$(BIN)/python -m hatchling build
+	$(BIN)/python -m twine check --strict dist/*
 
 bench: $(VENV)/.bench
 	$(BIN)/python bench/run.py $(ARGS)

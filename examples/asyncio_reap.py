@@ -1,4 +1,7 @@
-"""Launch detached programs from an event loop, and reap each as soon as it ends: asyncio, then selectors."""
+"""Launch programs from an event loop, and reap each when it ends.
+
+Once with asyncio, once with selectors.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,7 @@ async def with_asyncio() -> None:
 
 
 def with_selectors() -> None:
-    """Do the same without asyncio: a handle has a fileno(), so a selector takes it as it is."""
+    """Do the same without asyncio: a selector takes a handle as it is."""
     with selectors.DefaultSelector() as selector:
         for status in range(4):
             selector.register(launch(status), selectors.EVENT_READ)

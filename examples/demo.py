@@ -1,6 +1,9 @@
-"""Show the main job on a real program: examples/heartbeat.py becomes a daemon, is killed, starts again, ends.
+"""Show the main job on a real program, examples/heartbeat.py.
 
-Every line below a `$` is what the command really printed. The status is 0 only if each effect was observed.
+It becomes a daemon, is killed, starts again, and ends.
+
+Every line below a `$` is what the command really printed. The status is 0 only
+if each effect was observed.
 """
 
 from __future__ import annotations
@@ -29,7 +32,10 @@ class NotObservedError(Exception):
 
 def say(text: str) -> None:
     """Tell what comes next."""
-    print(f"\n\033[1m{text}\033[0m" if sys.stdout.isatty() else f"\n{text}", flush=True)
+    print(
+        f"\n\033[1m{text}\033[0m" if sys.stdout.isatty() else f"\n{text}",
+        flush=True,
+    )
 
 
 def expect(look: Callable[[], object], what: str) -> None:
@@ -42,28 +48,52 @@ def expect(look: Callable[[], object], what: str) -> None:
 
 
 def process_table(*pids: int) -> None:
-    """Print pid ppid pgid sid tty of this program and of what it started (from /proc: not every machine has ps)."""
-    print(f"  {'PID':>7} {'PPID':>7} {'PGID':>7} {'SID':>7} {'TTY':>6}  COMMAND")
+    """Print pid ppid pgid sid tty of this program and of what it started.
+
+    They are read from /proc, as not every machine has ps.
+    """
+    print(
+        f"  {'PID':>7} {'PPID':>7} {'PGID':>7} {'SID':>7} {'TTY':>6}  COMMAND"
+    )
     for pid in pids:
         with suppress(FileNotFoundError):
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+            fields = (
+                Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            )
+            command = (
+                Path(f"/proc/{pid}/cmdline")
+                .read_bytes()
+                .replace(b"\0", b" ")
+                .decode()
+            )
             ppid, pgid, sid, tty = fields[1:5]
-            print(f"  {pid:>7} {ppid:>7} {pgid:>7} {sid:>7} {terminal_name(int(tty)):>6}  {command}")
+            print(
+                f"  {pid:>7} {ppid:>7} {pgid:>7} {sid:>7}"
+                f" {terminal_name(int(tty)):>6}  {command}"
+            )
 
 
 def terminal_name(number: int) -> str:
     """Return the usual name of a device number from /proc/PID/stat."""
     major, minor = os.major(number), os.minor(number)
-    return "none" if not number else f"pts/{minor}" if major == 136 else f"{major}:{minor}"
+    return (
+        "none"
+        if not number
+        else f"pts/{minor}"
+        if major == 136
+        else f"{major}:{minor}"
+    )
 
 
 def start() -> int:
     """Run `python heartbeat.py` as a user would; return its status."""
     print("$ python heartbeat.py", flush=True)
     begun = time.monotonic()
-    with subprocess.Popen([sys.executable, str(HEARTBEAT)], stderr=subprocess.PIPE, text=True) as caller:
-        # Left early, the `with` waits for the caller: a daemon that it starts meanwhile can be found, and ended.
+    with subprocess.Popen(
+        [sys.executable, str(HEARTBEAT)], stderr=subprocess.PIPE, text=True
+    ) as caller:
+        # Left early, the `with` waits for the caller: a daemon that it starts
+        # meanwhile can be found, and ended.
         error = caller.stderr.read() if caller.stderr else ""
     if error:
         print(error.strip().splitlines()[-1])
@@ -81,7 +111,10 @@ def daemon_pid() -> int:
 def is_gone(pid: int) -> bool:
     """Tell whether the process has ended."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+        return (
+            Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+            in "ZX"
+        )
     except (FileNotFoundError, ProcessLookupError):
         return True
 
@@ -89,8 +122,15 @@ def is_gone(pid: int) -> bool:
 def show_log(lines: int) -> None:
     """Wait for the log to have that many lines, and show the last two."""
     log = Path("heartbeat.log")
-    expect(lambda: log.exists() and log.read_text().count("\n") >= lines, "a growing log")
-    print("$ tail -n 2 heartbeat.log", *log.read_text().splitlines()[-2:], sep="\n")
+    expect(
+        lambda: log.exists() and log.read_text().count("\n") >= lines,
+        "a growing log",
+    )
+    print(
+        "$ tail -n 2 heartbeat.log",
+        *log.read_text().splitlines()[-2:],
+        sep="\n",
+    )
 
 
 def demo() -> None:
@@ -125,13 +165,16 @@ def demo() -> None:
     say("5. SIGTERM ends it cleanly")
     print(f"$ kill {pid}")
     os.kill(pid, signal.SIGTERM)
-    expect(lambda: is_gone(pid) and not Path("heartbeat.pid").exists(), "a clean end")
+    expect(
+        lambda: is_gone(pid) and not Path("heartbeat.pid").exists(),
+        "a clean end",
+    )
     print("$ ls\n" + "\n".join(sorted(os.listdir("."))))
     say("Nothing is left running, and the pidfile is gone.")
 
 
 def main() -> int:
-    """Run the demo in a directory of its own, and leave nothing behind whatever happens."""
+    """Run the demo in a directory of its own, and leave nothing behind."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     with tempfile.TemporaryDirectory() as directory:

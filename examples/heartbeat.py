@@ -1,4 +1,4 @@
-"""Append this process's pid to standard output, for ever: the smallest program worth keeping alive."""
+"""Print this process's pid, for ever: the smallest program to keep alive."""
 
 import os
 import time
@@ -17,5 +17,7 @@ if __name__ == "__main__":
     import daemonkit
 
     name = sys.argv[1] if len(sys.argv) > 1 else "heartbeat"
-    with daemonkit.detached(pidfile=f"{name}.pid", stdout=f"{name}.log", stderr=daemonkit.STDOUT):
+    with daemonkit.detached(
+        pidfile=f"{name}.pid", stdout=f"{name}.log", stderr=daemonkit.STDOUT
+    ):
         main()

@@ -1,11 +1,12 @@
-"""Launch a long job, go away, and come back to it later, from another terminal or after a new login.
+"""Launch a long job, go away, and come back to it from another terminal.
 
     python job.py start make -k all
     python job.py status
     python job.py wait
     python job.py stop
 
-job.pid and job.log are in the current directory. Status 0: done, or running; 1: it failed; 3: not running.
+job.pid and job.log are in the current directory. The status is 0 (done, or it
+runs), 1 (failed) or 3 (it does not run).
 """
 
 import sys
@@ -20,7 +21,9 @@ LOG = Path("job.log")
 
 def start(command: list[str]) -> None:
     """Launch it; nobody has to wait for it."""
-    job = daemonkit.spawn_detached(command, pidfile=PIDFILE, stdout=LOG, stderr=daemonkit.STDOUT)
+    job = daemonkit.spawn_detached(
+        command, pidfile=PIDFILE, stdout=LOG, stderr=daemonkit.STDOUT
+    )
     print(f"started as process {job.pid}; it writes to {LOG}")
 
 
@@ -38,13 +41,18 @@ def status() -> None:
 def wait() -> None:
     """Wait until it has ended."""
     code = daemonkit.attach(PIDFILE).wait()
-    # The status is its parent's to take. Others are told it by Linux 6.15 and later, once the parent has taken it.
+    # Only the parent may take the status. Linux 6.15 and later tell it to
+    # others once the parent has taken it.
     print("ended" if code is None else f"ended with status {code}")
 
 
 def stop() -> None:
     """End it."""
-    print("stopped" if daemonkit.stop(PIDFILE, timeout=10) else "killed: it did not end within 10 s")
+    print(
+        "stopped"
+        if daemonkit.stop(PIDFILE, timeout=10)
+        else "killed: it did not end within 10 s"
+    )
 
 
 if __name__ == "__main__":
@@ -59,7 +67,10 @@ if __name__ == "__main__":
             case ["stop"]:
                 stop()
             case _:
-                print(f"usage: {sys.argv[0]} start COMMAND ARGUMENT...|status|wait|stop", file=sys.stderr)
+                print(
+                    f"usage: {sys.argv[0]} start COMMAND...|status|wait|stop",
+                    file=sys.stderr,
+                )
                 sys.exit(2)
     except daemonkit.NotRunningError:
         print("not running", file=sys.stderr)

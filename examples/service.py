@@ -1,6 +1,6 @@
-"""A program with commands: `python service.py start`, stop, restart, reload, status, run.
+"""A program with commands: start, stop, restart, reload, status, run.
 
-It looks for files in `inbox`, beside itself, and takes them out: put your own work there.
+It takes files out of the folder `inbox` beside it: put your own work there.
 """
 
 import sys
@@ -15,7 +15,9 @@ INBOX = HERE / "inbox"
 
 def work(daemon: daemonkit.DetachedContext) -> None:
     """Stand for your own program."""
-    INBOX.mkdir(exist_ok=True)  # what may go wrong belongs before ready(): then `start` says so
+    INBOX.mkdir(
+        exist_ok=True
+    )  # what may go wrong belongs before ready(): then `start` says so
     daemon.ready(f"looking at {INBOX}")
     while True:
         for file in sorted(INBOX.iterdir()):
@@ -25,7 +27,11 @@ def work(daemon: daemonkit.DetachedContext) -> None:
 
 
 service = daemonkit.Service(
-    work, pidfile=HERE / "service.pid", stdout=HERE / "service.log", stderr=daemonkit.STDOUT, wait_ready=True
+    work,
+    pidfile=HERE / "service.pid",
+    stdout=HERE / "service.log",
+    stderr=daemonkit.STDOUT,
+    wait_ready=True,
 )
 
 if __name__ == "__main__":

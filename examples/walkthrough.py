@@ -1,7 +1,9 @@
-"""A launches B, first as an ordinary child, then detached: what the process table says, and what becomes of B.
+"""A launches B, first as an ordinary child, then detached.
 
-Run without arguments it plays the shell, runs itself as A, and that runs it as B. Its status is 0 only if each effect
-was observed.
+It shows the process table at each step, and what becomes of B.
+
+Run without arguments it plays the shell. It runs itself as A, and A runs it as
+B. Its status is 0 only if each effect was observed.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def b() -> None:
-    """Work, and write about it, as long as the log is there: an interrupted walk-through leaves no B."""
+    """Work as long as the log exists: so an interrupted run leaves no B."""
     for n in itertools.count(1):
         print("B has done job", n, flush=True)
         select.select([], [], [], 0.05)
@@ -41,10 +43,14 @@ def a(how: str) -> None:
     """Launch B, tell its pid, and end when told to."""
     with ExitStack() as at_the_end:
         if how == "detached":
-            child = daemonkit.spawn_detached([*SELF, "B"], stdout="detached.log")
+            child = daemonkit.spawn_detached(
+                [*SELF, "B"], stdout="detached.log"
+            )
         else:
             log = at_the_end.enter_context(open("attached.log", "ab"))
-            child = at_the_end.enter_context(subprocess.Popen([*SELF, "B"], stdout=log))
+            child = at_the_end.enter_context(
+                subprocess.Popen([*SELF, "B"], stdout=log)
+            )
             at_the_end.callback(child.terminate)
         print(child.pid, flush=True)
         sys.stdin.read()
@@ -63,17 +69,30 @@ class Process(NamedTuple):
 
 def look(pid: int) -> Process:
     """Read a process's line from /proc: not every machine has ps."""
-    ppid, pgid, sid, tty = map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1:5])
+    ppid, pgid, sid, tty = map(
+        int,
+        Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1:5],
+    )
     major, minor = os.major(tty), os.minor(tty)
-    name = "none" if not tty else f"pts/{minor}" if major == 136 else f"{major}:{minor}"
+    name = (
+        "none"
+        if not tty
+        else f"pts/{minor}"
+        if major == 136
+        else f"{major}:{minor}"
+    )
     words = Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0").split("\0")
-    return Process(pid, ppid, pgid, sid, name, " ".join(Path(word).name for word in words))
+    return Process(
+        pid, ppid, pgid, sid, name, " ".join(Path(word).name for word in words)
+    )
 
 
 def table(*pids: int) -> list[Process]:
     """Print the process table, and return it."""
     rows = [look(pid) for pid in pids]
-    print(f"  {'PID':>7} {'PPID':>7} {'PGID':>7} {'SID':>7} {'TTY':>6}  COMMAND")
+    print(
+        f"  {'PID':>7} {'PPID':>7} {'PGID':>7} {'SID':>7} {'TTY':>6}  COMMAND"
+    )
     for row in rows:
         print("  {:>7} {:>7} {:>7} {:>7} {:>6}  {}".format(*row))
     return rows
@@ -89,15 +108,20 @@ def observe(sentence: str, holds: object) -> None:
 def lines(log: str, least: int) -> list[str]:
     """Wait until the log has that many lines, and return them."""
     deadline = time.monotonic() + PATIENCE
-    while len(found := Path(log).read_text().splitlines()) < least and time.monotonic() < deadline:
+    while (
+        len(found := Path(log).read_text().splitlines()) < least
+        and time.monotonic() < deadline
+    ):
         select.select([], [], [], 0.02)
     return found
 
 
 @contextmanager
 def launcher(how: str) -> Iterator[tuple[int, int]]:
-    """Run A, and yield its pid and B's once B works; then A is told to end, and waited for."""
-    with subprocess.Popen([*SELF, "A", how], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    """Run A, and yield its pid and B's once B works; then end A."""
+    with subprocess.Popen(
+        [*SELF, "A", how], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
         child = int(process.stdout.readline() if process.stdout else "")
         lines(f"{how}.log", 1)
         yield process.pid, child
@@ -109,22 +133,30 @@ def walk() -> None:
     print("1. A launches B as an ordinary child")
     with launcher("attached") as pids:
         _, parent, child = table(shell, *pids)
-        same = (child.pgid, child.sid, child.tty) == (parent.pgid, parent.sid, parent.tty)
-        observe("B's parent is A. B is in A's process group and session.", child.ppid == parent.pid and same)
+        same = (child.pgid, child.sid, child.tty) == (
+            parent.pgid,
+            parent.sid,
+            parent.tty,
+        )
+        observe(
+            "B's parent is A. B is in A's process group and session.",
+            child.ppid == parent.pid and same,
+        )
 
     print("2. A launches B detached")
     with launcher("detached") as pids:
         _, parent, child = table(shell, *pids)
         alone = child.pid == child.pgid == child.sid and child.tty == "none"
         observe(
-            "B's parent is A. B leads a process group and a session of its own, without a terminal.",
+            "B's parent is A. B leads its own process group and session,"
+            " without a terminal.",
             child.ppid == parent.pid and alone,
         )
 
     print("3. A ends")
     _, orphan = table(shell, child.pid)
     observe(
-        f"A is gone. B was adopted by process {orphan.ppid} (init, or the nearest subreaper). The rest is as it was.",
+        f"A is gone. B was adopted by process {orphan.ppid} and goes on.",
         orphan.ppid != parent.pid and orphan[2:] == child[2:],
     )
 
@@ -158,7 +190,9 @@ def main() -> None:
                     walk()
                 finally:
                     for number in ENDINGS:
-                        signal.signal(number, signal.SIG_IGN)  # or the directory might stay
+                        signal.signal(
+                            number, signal.SIG_IGN
+                        )  # or the directory might stay
                     os.chdir("/")
 
 

@@ -1,4 +1,4 @@
-"""An HTTP server that counts as started once it listens: the next command can already ask it.
+"""An HTTP server that counts as started once it listens.
 
 `python web.py 8000`; port 0 takes any that is free, and web.log says which.
 """
@@ -27,7 +27,12 @@ class Hello(BaseHTTPRequestHandler):
 def serve(port: int) -> None:
     """Become a daemon, listen, say so, and serve until SIGTERM."""
     with (
-        daemonkit.detached(pidfile="web.pid", stdout="web.log", stderr=daemonkit.STDOUT, wait_ready=True) as daemon,
+        daemonkit.detached(
+            pidfile="web.pid",
+            stdout="web.log",
+            stderr=daemonkit.STDOUT,
+            wait_ready=True,
+        ) as daemon,
         ThreadingHTTPServer(("127.0.0.1", port), Hello) as server,
     ):
         address = f"listening on http://127.0.0.1:{server.server_port}/"
@@ -37,7 +42,9 @@ def serve(port: int) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="A small HTTP server, in the background.")
+    parser = argparse.ArgumentParser(
+        description="A small HTTP server, in the background."
+    )
     parser.add_argument("port", type=int, nargs="?", default=8000)
     try:
         serve(parser.parse_args().port)

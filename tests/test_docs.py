@@ -22,12 +22,12 @@ from harness import alive, ended, eventually, run, stop
 import daemonkit
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCKS = [
     pytest.param(code, id=f"{page.stem}-{n}")
     for page in PAGES
     for n, code in enumerate(
-        re.findall(r"(?<!`:\n\n)^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+        re.findall(r"(?<!`[:\uff1a]\n\n)^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
     )
 ]  # those with a name are run by the page's transcripts
 
@@ -45,9 +45,12 @@ def test_every_python_block_is_a_program_that_runs(tmp_path: Path, code: str) ->
 
 # A page's story: its programs are written down under their names, which the line above a block gives ("`beat.py`:"), and
 # what its transcripts say is typed. Commands that need another machine, root or a registry are in `sh` blocks, not typed.
-STORIES = [page for page in PAGES if page.parent.name == "howto" or page.stem in {"README", "tutorial", "cli", "index"}]
+TOLD = {"README", "README.zh-CN", "index", "install", "tutorial", "cli"}
+# Sessions that prove what a page says in words stand beside the tests.
+PROOFS = sorted((ROOT / "tests" / "sessions").glob("*.md"))
+STORIES = [page for page in PAGES if page.parent.name == "howto" or page.stem in TOLD] + PROOFS
 PART = re.compile(
-    r"`(?P<name>[\w.]+)`:\n\n```(?:python|toml|ini|json|text)\n(?P<program>.*?)^```"
+    r"`(?P<name>[\w.]+)`[:\uff1a]\n\n```(?:python|toml|ini|json|text)\n(?P<program>.*?)^```"
     r"|^```\{literalinclude\} (?P<included>\S+)"
     r"|^```console\n(?P<transcript>.*?)^```",
     re.MULTILINE | re.DOTALL,
@@ -105,14 +108,15 @@ class Shell:
         return bool(found)
 
 
-@pytest.mark.parametrize("page", STORIES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", STORIES, ids=lambda page: f"{page.parent.name}-{page.stem}")
 def test_what_a_transcript_shows_is_what_a_shell_shows(tmp_path: Path, page: Path) -> None:
     shell = Shell(tmp_path)
     before = set(harness.children())
     names = {part["name"] for part in PART.finditer(page.read_text()) if (part["name"] or "").endswith(".py")}
     typed = re.findall(r"[\w.]+\.py", " ".join(re.findall(r"^\$ .*\bpython .*", page.read_text(), re.MULTILINE)))
+    launched = re.findall(r'"(\w+\.py)"', page.read_text())
     imported = {f"{name}.py" for name in re.findall(r"^(?:from|import) (\w+)", page.read_text(), re.MULTILINE)}
-    assert names <= {*typed, *imported}, "each is run"
+    assert names <= {*typed, *launched, *imported}, "each is run"
     for part in PART.finditer(page.read_text()):
         if part["program"]:
             (tmp_path / part["name"]).write_text(part["program"])

@@ -19,7 +19,7 @@ import daemonkit
 
 ROOT = Path(__file__).parent.parent
 VERSION = daemonkit.__version__
-FILES = ["CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md", "SECURITY.md", "pyproject.toml"]
+FILES = ["LICENSE", "Makefile", "hatch_build.py", "pyproject.toml", *(page.name for page in ROOT.glob("*.md"))]
 DIRECTORIES = [".ci", "bench", "daemonkit", "docs", "examples", "stress", "tests"]
 
 

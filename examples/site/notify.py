@@ -1,4 +1,4 @@
-"""Tell whoever started this program that it is ready: sd_notify(3), in three lines."""
+"""Tell whoever started this program that it is ready: sd_notify(3)."""
 
 import os
 import socket

@@ -1,4 +1,6 @@
-"""A store as small as can be: a line `get KEY`, `set KEY VALUE` or `incr KEY` is answered by a line, the value.
+"""A small store: it answers `get KEY`, `set KEY VALUE` and `incr KEY`.
+
+Each is a line, and so is the answer: the value.
 
 It keeps everything in memory, and writes it to a file when it is stopped.
 """

@@ -1,4 +1,7 @@
-"""A web page that counts its visitors in the store. The socket comes from outside, so several workers share it."""
+"""A web page that counts its visitors in the store.
+
+The socket comes from outside, so several workers share it.
+"""
 
 import os
 import signal
@@ -15,7 +18,8 @@ class Page(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer."""
-        text = f"{os.environ['GREETING']}, visitor {ask('incr visitors')}; tick {ask('get ticks') or 0}\n"
+        visitors, ticks = ask("incr visitors"), ask("get ticks") or 0
+        text = f"{os.environ['GREETING']}, visitor {visitors}; tick {ticks}\n"
         self.send_response(200)
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()
