@@ -64,7 +64,9 @@ SAME = [
     (r"/[\w./-]+(?=/(?:daemonkit\.toml|home/|settings\.json))", "/srv/site"),
     (r"(directory  +)/\S+", r"\1/srv/site"),
 ]
-PID = re.compile(r"(?m)((?:pid |process |\d/\d  |^(?:\x1b\[[\d;]*m)*\d  ))(\d+)( {2}|(?! )) *")
+PID = re.compile(
+    r"(?m)((?:pid |process |\d/\d  |^(?:\x1b\[[\d;]*m)*\d  ))(\d+)( {2}|(?! )) *"
+)
 TOP_IS_READ_FOR = 4  # seconds
 
 
@@ -74,7 +76,12 @@ def typed(command: str, folder: Path) -> str:
     if pid == 0:
         os.chdir(folder)
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        variables = {"PATH": path, "DAEMONKIT_HOME": f"{folder}/home", "TERM": "xterm", "HOME": str(folder)}
+        variables = {
+            "PATH": path,
+            "DAEMONKIT_HOME": f"{folder}/home",
+            "TERM": "xterm",
+            "HOME": str(folder),
+        }
         if command == "daemonkit top":
             command = f"stty cols {WIDTH} rows 24; timeout --foreground -s INT {TOP_IS_READ_FOR} daemonkit top"
         os.execvpe("sh", ["sh", "-c", command], os.environ | variables)
@@ -93,8 +100,17 @@ def typed(command: str, folder: Path) -> str:
 def last_lines(text: str, pids: dict[str, str]) -> str:
     """Return what is left on the screen: lines of progress and earlier screens are gone."""
     text = text.rsplit("\x1b[H", maxsplit=1)[-1]
-    text = re.sub(r"[^\n]*: (?:is starting|is changing|is stopping|is looked at|waits)[^\n]*\n", "", text)
-    text = PID.sub(lambda found: f"{found[1]}{pids.setdefault(found[2], str(4242 + 5 * len(pids)))}{found[3]}", text)
+    text = re.sub(
+        r"[^\n]*: (?:is starting|is changing|is stopping|is looked at|waits)[^\n]*\n",
+        "",
+        text,
+    )
+    text = PID.sub(
+        lambda found: (
+            f"{found[1]}{pids.setdefault(found[2], str(4242 + 5 * len(pids)))}{found[3]}"
+        ),
+        text,
+    )
     for pattern, same in SAME:
         text = re.sub(pattern, same, text)
     return text
@@ -103,7 +119,9 @@ def last_lines(text: str, pids: dict[str, str]) -> str:
 def record(name: str, source: Path, commands: list[str]) -> None:
     """Type the commands in a copy of the folder, and write the picture."""
     pids: dict[str, str] = {}
-    console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
+    console = Console(
+        record=True, width=WIDTH, file=io.StringIO(), force_terminal=True
+    )
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "site"
         shutil.copytree(source, folder)
@@ -111,13 +129,25 @@ def record(name: str, source: Path, commands: list[str]) -> None:
             for command in commands:
                 shown = last_lines(typed(command.strip(), folder), pids)
                 if not command.startswith(" "):
-                    console.print(Text.assemble(("$ ", "bold green"), (command, "bold")))
-                    console.print(Text.from_ansi(shown.rstrip("\n")), end="\n" if shown.strip() else "")
+                    console.print(
+                        Text.assemble(("$ ", "bold green"), (command, "bold"))
+                    )
+                    console.print(
+                        Text.from_ansi(shown.rstrip("\n")),
+                        end="\n" if shown.strip() else "",
+                    )
         finally:
             typed("daemonkit delete --all", folder)
     picture = HERE / "pictures" / f"{name}.svg"
-    console.save_svg(str(picture), title=commands[-1].strip().removesuffix(" web"), unique_id=name)
-    picture.write_text("\n".join(line.rstrip() for line in picture.read_text().splitlines()) + "\n")
+    console.save_svg(
+        str(picture),
+        title=commands[-1].strip().removesuffix(" web"),
+        unique_id=name,
+    )
+    picture.write_text(
+        "\n".join(line.rstrip() for line in picture.read_text().splitlines())
+        + "\n"
+    )
 
 
 if __name__ == "__main__":

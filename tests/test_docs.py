@@ -70,7 +70,7 @@ class Shell:
 
     def follow(self, transcript: str) -> None:
         for step in re.split(r"^\$ ", transcript, flags=re.MULTILINE)[1:]:
-            command, _, shown = step.partition("\n")
+            command, _, shown = step.replace("\\\n", " ").partition("\n")
             self.type(command, shown)
 
     def type(self, command: str, shown: str) -> None:

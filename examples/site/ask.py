@@ -21,7 +21,11 @@ def ask(line: str) -> str:
 
 def _ask_once(line: str) -> str:
     host, _, port = os.environ["STORE"].rpartition(":")
-    with socket.create_connection((host, int(port))) if host else socket.socket(socket.AF_UNIX) as client:
+    with (
+        socket.create_connection((host, int(port)))
+        if host
+        else socket.socket(socket.AF_UNIX) as client
+    ):
         if not host:  # a path: the store is on this machine
             client.connect(port)
         client.sendall(f"{line}\n".encode())

@@ -40,7 +40,7 @@ class Store(socketserver.UnixStreamServer):
 
 
 class Taken(socketserver.TCPServer):
-    """The same on the socket that is descriptor 3, sd_listen_fds(3), for clients on other machines."""
+    """The same on descriptor 3, for clients on other machines."""
 
     def server_bind(self) -> None:
         """Take it over, in the place of one of its own."""
@@ -53,7 +53,11 @@ if __name__ == "__main__":
     where = os.environ["STORE"]
     if "LISTEN_FDS" not in os.environ:
         Path(where).unlink(missing_ok=True)
-    with Taken(("", 0), Client) if "LISTEN_FDS" in os.environ else Store(where, Client) as server:
+    with (
+        Taken(("", 0), Client)
+        if "LISTEN_FDS" in os.environ
+        else Store(where, Client) as server
+    ):
         print(f"listening on {where}, with {len(values)} values")
         notify.ready()
         try:

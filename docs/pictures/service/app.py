@@ -16,6 +16,12 @@ def main(daemon):
         time.sleep(1)
 
 
-service = daemonkit.Service(main, pidfile="app.pid", stdout="app.log", working_directory=".", wait_ready=True)
+service = daemonkit.Service(
+    main,
+    pidfile="app.pid",
+    stdout="app.log",
+    working_directory=".",
+    wait_ready=True,
+)
 if __name__ == "__main__":
     sys.exit(service.main())
