@@ -34,7 +34,7 @@ def test_scale_starts_and_stops_only_what_has_to_be(shell: Shell) -> None:
     assert shell.report("web")["up"] == 1
 
 
-@pytest.mark.parametrize("count", ["0", "-1", "many", ""])
+@pytest.mark.parametrize("count", ["0", "-1", "99999999999", "many", ""])
 def test_scale_to_what_is_no_number_changes_nothing(shell: Shell, count: str) -> None:
     shell.start("web")
     assert one_line(shell("scale", "web", count, status=2).stderr)

@@ -212,6 +212,7 @@ def test_an_idle_supervisor_does_not_wake_up(tmp_path: Path) -> None:
     [
         ("['no-such-program']", FileNotFoundError),
         ("['true'], instances=0", ValueError),
+        ("['true'], instances=1 << 40", ValueError),
         ("['true'], instances='many'", TypeError),
         ("['true'], restart='sometimes'", ValueError),
         ("['true'], backoff=3", TypeError),

@@ -68,6 +68,15 @@ def test_backups_beyond_the_number_go(tmp_path: Path) -> None:
     assert numbers == list(range(numbers[0], 10001))
 
 
+def test_a_wish_to_keep_all_backups_costs_no_more_than_those_that_there_are(tmp_path: Path) -> None:
+    body = """supervise(["seq", "3000"], restart="never", stdout="log", log_max_bytes=1000, log_backups=1 << 30)"""
+    with supervising(tmp_path, body) as supervisor:
+        assert supervisor.process.wait(PATIENCE) == 0
+    parts = sorted(tmp_path.glob("log.*"), key=lambda path: -int(path.suffix[1:]))
+    lines = "".join(path.read_text() for path in [*parts, tmp_path / "log"])
+    assert len(parts) > 10 and lines == "".join(f"{n}\n" for n in range(1, 3001))
+
+
 def test_lines_in_a_pump_survive_the_worker(tmp_path: Path) -> None:
     writer = "import time\nfor n in range(100000):\n    print(n, flush=True)\n    if n == 5000: open('now', 'w').close(); time.sleep(1000)"
     body = f"""supervise([{sys.executable!r}, "-c", {writer!r}], stdout="log", log_max_bytes=10_000_000)"""

@@ -150,7 +150,10 @@ class Log(Sink):
 
     def _rotate(self) -> None:
         if os.path.lexists(self.path):  # somebody may have moved it
-            for number in range(self._backups - 1, 0, -1):
+            first_free = 1
+            while first_free < self._backups and os.path.lexists(f"{self.path}.{first_free}"):
+                first_free += 1  # what is beyond need not move, so the time does not grow with the number of backups
+            for number in range(first_free - 1, 0, -1):
                 with contextlib.suppress(FileNotFoundError):
                     os.rename(f"{self.path}.{number}", f"{self.path}.{number + 1}")
             with contextlib.suppress(FileNotFoundError):

@@ -43,6 +43,8 @@ _OF_RULES: Final = (
     "watchdog",
     "health_failures",
 )
+MOST_INSTANCES: Final = 1 << 22
+"""As many processes as a kernel can number (proc(5)); a number beyond would keep the supervisor busy for ever."""
 _NOT_PASSED: Final = frozenset(
     {
         b"NOTIFY_SOCKET",
@@ -223,8 +225,8 @@ def _count(instances: object) -> int:
         return len(os.sched_getaffinity(0))
     if not isinstance(instances, int) or isinstance(instances, bool):
         raise TypeError(f'instances must be a number or "auto", not {instances!r}')
-    if instances < 1:
-        raise ValueError(f"instances must be at least 1, not {instances}")
+    if not 1 <= instances <= MOST_INSTANCES:
+        raise ValueError(f"instances must be from 1 to {MOST_INSTANCES}, not {instances}")
     return instances
 
 

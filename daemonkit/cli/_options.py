@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from daemonkit.cli._app import Settings
 
 
+_MOST_INSTANCES: Final = 1 << 22  # as supervise() has it, whose import takes longer
+
 # --- from text: a ValueError or KeyError is a usage error ------------------------------------------------------------
 
 
@@ -37,7 +39,11 @@ def _count(text: str) -> int:
 
 
 def _instances(text: str) -> int | str:
-    return text if text == "auto" else int(_at_least(1, int(text)))
+    if text == "auto":
+        return text
+    if (count := int(text)) > _MOST_INSTANCES:
+        raise _HintError(f"give {_MOST_INSTANCES} at most, as no system runs more processes")
+    return int(_at_least(1, count))
 
 
 def _seconds(text: str) -> float:
