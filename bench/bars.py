@@ -56,7 +56,7 @@ def _chart(chart: Chart, left: int, top: int) -> str:
 
 def _short(name: str) -> str:
     name = name.replace("`", "")
-    return name if len(name) <= 28 else f"{name[:27]}…"
+    return name if len(name) <= 24 else f"{name[:23]}…"
 
 
 def _number(value: float) -> str:

@@ -44,12 +44,24 @@ def growth_plots(folder: str, *, quick: bool) -> tuple[list[Plot], list[str]]:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     growth = _Growth(folder, 2 if quick else None)
-    plots = [growth.launches_by_memory(), growth.launches_by_descriptors(hard), growth.starts_by_memory()]
+    measures: list[Callable[[], list[Plot]]] = [
+        lambda: [growth.launches_by_memory()],
+        lambda: [growth.launches_by_descriptors(hard)],
+        lambda: [growth.starts_by_memory()],
+        growth.instances,
+        lambda: [growth.apps()],
+        lambda: [growth.log_lines()],
+    ]
     if reason := compile_program("child", folder) or compile_program("supervisor", folder):
-        growth.notes.append(f"instances, apps: {reason}")
-    else:
-        plots += [*growth.instances(), growth.apps()]
-    return [*plots, growth.log_lines()], growth.notes
+        growth.notes.append(f"instances, apps, logs: {reason}")
+        measures = measures[:3]
+    plots: list[Plot] = []
+    for measure in measures:
+        try:
+            plots += measure()
+        except (Exception, SystemExit) as error:  # the other curves are there all the same
+            growth.notes.append(f"failed: {error}")
+    return plots, growth.notes
 
 
 def _plot(title: str, x: str, y: str, series: Curves) -> Plot:

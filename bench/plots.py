@@ -7,7 +7,7 @@ from typing import TypedDict
 from xml.sax.saxutils import escape
 
 _WIDTH, _HEIGHT, _COLUMNS = 430, 300, 2
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 14, 34, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 72, 26, 34, 40
 _LEGEND = 18
 _TEXT, _GRID = "#767d88", "#8a93a0"
 _COLOURS = ("#2f8f6b", "#8a93a0", "#b0713a", "#5b7fb5", "#9a5aa0")
@@ -39,6 +39,10 @@ def _decades(values: list[float]) -> tuple[int, int]:
     return (first := math.floor(low)), max(math.ceil(high), first + 1)
 
 
+def _number(power: int) -> str:
+    return f"{10**power:,}" if power >= 0 else f"{10.0**power:g}"
+
+
 def _plot(plot: Plot, left: int, top: int) -> str:
     points = [point for curve in plot["series"].values() for point in curve if min(point) > 0]
     if not points:
@@ -56,11 +60,11 @@ def _plot(plot: Plot, left: int, top: int) -> str:
     for power in range(rows[0], rows[1] + 1):
         y = down(10.0**power)
         lines.append(_line(_LEFT, y, _WIDTH - _RIGHT, y))
-        lines.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{10.0**power:,.6g}</text>\n')
+        lines.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_number(power)}</text>\n')
     for power in range(columns[0], columns[1] + 1):
         x = across(10.0**power)
         lines.append(_line(x, _TOP, x, _HEIGHT - _BOTTOM))
-        lines.append(f'<text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 16}" text-anchor="middle">{10.0**power:,.6g}</text>\n')
+        lines.append(f'<text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 16}" text-anchor="middle">{_number(power)}</text>\n')
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     lines.append(f'<text x="{middle}" y="{_HEIGHT - 6}" text-anchor="middle">{escape(plot["x"])}</text>\n')
     for number, (name, curve) in enumerate(plot["series"].items()):
