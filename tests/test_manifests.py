@@ -16,7 +16,7 @@ import kubernetes_validate
 import pytest
 import yaml
 from kubernetes_validate.utils import all_versions
-from shell import Shell, one_line
+from shell import QUICK, Shell, one_line
 
 from daemonkit.cli import _kinds, _options
 from daemonkit.cli._manifest import mapping
@@ -154,6 +154,23 @@ def test_sockets_that_are_shared_keep_the_instances_of_a_batch_job_together(auth
     script = author.unit("slurm", app("web", instances=3, listen="0.0.0.0:8000", cpu_affinity="spread"))
     assert " run web -i 3 " in script and "#SBATCH --cpus-per-task=3\n" in script and "--array" not in script
     assert "--cpu-affinity=spread" in script, "there are several, on CPUs of their own"
+
+
+def test_an_order_that_the_manifest_can_not_have_is_remarked(author: Author) -> None:
+    author("start", "web", *QUICK, "--", "sleep", "1000")
+    kept = author.home / "web.json"
+    kept.write_text(json.dumps({**json.loads(kept.read_text()), "after": ["db"]}))  # as `up` keeps it
+    for engine in ENGINES:
+        text = author("unit", "web", "--for", engine, "--image", "a").stdout
+        fields, comments = fields_and_comments(engine, text)
+        assert re.search(r"after = \[.*db", comments) and "db" not in str(fields)
+    author("delete", "web")
+
+
+def test_one_instance_for_each_cpu_of_a_batch_job(author: Author) -> None:
+    script = author.unit("slurm", app("web", instances="auto", max_memory="100M"))
+    assert " run web -i auto " in script and "#SBATCH --exclusive\n" in script and "--mem-per-cpu=264M" in script
+    assert "this machine" not in script
 
 
 def test_the_engine_that_needs_an_image_says_so(author: Author) -> None:

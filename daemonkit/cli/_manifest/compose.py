@@ -42,9 +42,7 @@ def manifest(apps: Sequence[Wanted], image: str) -> str:
             replica.remark("env", "Swarm replaces what it knows in {{ }}, Compose does not", env)
         if names[app.name] != app.name:
             replica.remarks.append(f"{app.name} is called {names[app.name]}, as Swarm allows no other name")
-        if missing := [other for other in app.after if other not in names]:
-            replica.remark("after", f"{', '.join(missing)} is not in this file: print one for all", [*app.after])
-        service = _service(replica, escaped(image), [names[other] for other in app.after if other in names])
+        service = _service(replica, escaped(image), [names[other] for other in replica.comes_after(names)])
         parts.append(textwrap.indent(comments(replica.remarks) + dump({names[app.name]: service}), "  "))
     return "".join(parts)
 

@@ -15,7 +15,7 @@ from daemonkit.cli._options import words_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Container, Iterable, Mapping
     from typing import Any, Final
 
     from daemonkit.cli._app import Settings
@@ -69,7 +69,7 @@ class Replica:
         for option in fields():
             if given.get(option) and (remark := cell(option, engine).remark):
                 self.remark(option, remark, given[option])
-        if self.settings.get("instances") == "auto":
+        if self.settings.get("instances") == "auto" and engine != "slurm":  # which counts them where it runs
             self.remark("instances", f"this machine has {self.count} usable CPUs; change it to what the others have")
 
     def remark(self, option: str, text: str, value: object = None) -> None:
@@ -124,6 +124,12 @@ class Replica:
         if others:
             self.remark("env", "names that are not allowed there are given to daemonkit run", dict.fromkeys(others))
         return {name: value for name, value in self.env.items() if f"{name}={value}" not in others}, others
+
+    def comes_after(self, names: Container[str]) -> list[str]:
+        """Return the apps that it comes after, as far as they are in the manifest."""
+        if missing := [other for other in self.after if other not in names]:
+            self.remark("after", f"{', '.join(missing)} is not in here: print one manifest for all", [*self.after])
+        return [other for other in self.after if other in names]
 
     def owner(self) -> tuple[int | str | None, int | str | None]:
         """Return user and group; a group alone is that of the user that it runs as here."""

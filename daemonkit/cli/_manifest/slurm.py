@@ -11,7 +11,7 @@ from daemonkit.cli._manifest.replica import Replica, comments
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Container, Sequence
     from typing import Final
 
     from daemonkit.cli._manifest.replica import Wanted
@@ -33,23 +33,23 @@ _HEAD: Final = (
 
 def manifest(apps: Sequence[Wanted], image: str | None) -> str:
     if len(apps) == 1:
-        return _script(apps[0], image)
+        return _script(Replica("slurm", apps[0]), [], image)
     parts = ["#!/bin/sh\n# Submits a job for each app: run this script itself, not with sbatch.\nset -e\n"]
     jobs: dict[str, str] = {}
     for number, app in enumerate(apps):  # each after those that it comes after
+        script, end = _script(Replica("slurm", app), jobs, image), f"end-of-{app.name}"
         after = "".join(f":${jobs[other]}" for other in app.after if other in jobs)
-        jobs[app.name] = f"job{number}"
         option = f" --dependency=after{after}" if after else ""
-        script, end = _script(app, image), f"end-of-{app.name}"
+        job = jobs[app.name] = f"job{number}"
         while end in script:
             end += "-"
-        parts.append(f"\n{jobs[app.name]}=$(sbatch --parsable{option} <<'{end}'\n{script}{end}\n)\n")
-        parts.append(f'{jobs[app.name]}="${{{jobs[app.name]}%%;*}}"\necho "{app.name}: job ${jobs[app.name]}"\n')
+        parts.append(f"\n{job}=$(sbatch --parsable{option} <<'{end}'\n{script}{end}\n)\n")
+        parts.append(f'{job}="${{{job}%%;*}}"\necho "{app.name}: job ${job}"\n')
     return "".join(parts)
 
 
-def _script(app: Wanted, image: str | None) -> str:
-    replica = Replica("slurm", app)
+def _script(replica: Replica, before: Container[str], image: str | None) -> str:
+    replica.comes_after(before)
     if image:
         replica.remarks.append(f"{image} is not used: a job runs what is on its node, or begins with apptainer exec.")
     count = replica.settings.get("instances", 1)
@@ -59,11 +59,11 @@ def _script(app: Wanted, image: str | None) -> str:
     words = replica.run(number=str(count) if together else "1", env=inside, **own)
     cwd = replica.settings.get("cwd", "")
     directives = [
-        f"--job-name={app.name}",
+        f"--job-name={replica.name}",
         *([f"--array=0-{count - 1}"] if not together and count > 1 else []),
         "--ntasks=1",
         *_cpus(replica, together=together),
-        *([f"--mem={replica.memory * (replica.count if together else 1)}M"] if replica.memory else []),
+        *_memory(replica, together=together),
         "--no-requeue" if replica.restart == "never" else "--requeue",
         f"--signal=B:TERM@{min(replica.grace, _SIGNAL)}",
         "--open-mode=append",
@@ -71,7 +71,7 @@ def _script(app: Wanted, image: str | None) -> str:
     ]
     if together and count != 1:
         replica.remark("instances", "all are in one job, on one node, as they share its sockets or CPUs")
-    kept = app.settings.get("environment", os.environ)
+    kept = replica.settings.get("environment", os.environ)
     variables = {"PATH": kept.get("PATH", os.defpath), **env}
     lines = [
         "#!/bin/sh\n",
@@ -92,3 +92,11 @@ def _cpus(replica: Replica, *, together: bool) -> list[str]:
     if together and replica.count > 1:
         return [f"--cpus-per-task={replica.count}"]
     return ["--cpus-per-task=1"] if "cpu_affinity" in replica.settings else []
+
+
+def _memory(replica: Replica, *, together: bool) -> list[str]:
+    if not replica.memory:
+        return []
+    if replica.settings.get("instances") == "auto":  # one for each CPU
+        return [f"--mem-per-cpu={replica.memory}M"]
+    return [f"--mem={replica.memory * (replica.count if together else 1)}M"]
