@@ -65,6 +65,39 @@ def test_a_signal_that_comes_while_the_interpreter_ends_changes_nothing(tmp_path
     assert not (tmp_path / "pid").exists()
 
 
+GROUPS = {
+    "trio": "import trio as library; group = library.open_nursery",
+    "anyio": "import anyio as library; group = library.create_task_group",
+}
+
+
+@pytest.mark.parametrize("detach", [True, False], ids=["detached", "in the foreground"])
+@pytest.mark.parametrize("library", GROUPS)
+def test_sigterm_in_a_task_group_ends_it_with_0_and_is_no_crash(tmp_path: Path, library: str, detach: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    pytest.importorskip(library)
+    done = run(
+        tmp_path,
+        f"""
+        {GROUPS[library]}
+        logging.basicConfig(filename="logging")
+        async def main():
+            async with group() as outer, group() as inner:
+                inner.start_soon(library.sleep, 1000)
+                await library.sleep(0)
+                report()
+                os.kill(os.getpid(), signal.SIGTERM)
+                await library.sleep(1000)
+        with daemonkit.detached(pidfile="pid", stderr="err", working_directory=".", detach_process={detach}):
+            library.run(main)
+    """,
+    )
+    assert done.returncode == 0
+    if detach:
+        assert ended(reported(tmp_path)["pid"]) == 0
+    assert (tmp_path / "err").read_text() == (tmp_path / "logging").read_text() == ""
+    assert not (tmp_path / "pid").exists()
+
+
 WAITING = {
     "a thread": "threading.Thread(target=wait).start()",
     "an executor": "import concurrent.futures; concurrent.futures.ThreadPoolExecutor(1).submit(wait)",

@@ -11,9 +11,8 @@ import threading
 import warnings
 
 from daemonkit._system.descriptors import open_descriptors
-from daemonkit._system.process import start_of
+from daemonkit._system.process import children_of, start_of
 from daemonkit._system.reaping import launched
-from daemonkit._system.run_mark import children_of
 from daemonkit._system.unpatched import drives_greenlets, in_main_thread, other_threads, running_loop
 from daemonkit._system.wait import deadline_after, wait_readable
 

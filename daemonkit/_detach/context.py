@@ -21,7 +21,7 @@ from daemon.daemon import DaemonContext
 from daemonkit._constants import STDOUT, stands_for
 from daemonkit._detach import handshake
 from daemonkit._detach.callers import refuse_callers, warn_of_losses
-from daemonkit._detach.crash import hide_exit_from_shutdown, log_crash, reason_of, show_crash
+from daemonkit._detach.crash import hide_exit_from_shutdown, is_exit_in_a_group, log_crash, reason_of, show_crash
 from daemonkit._detach.load_ahead import load_ahead
 from daemonkit._detach.notify import connect_manager, refusals_told, tell_manager
 from daemonkit._detach.options import (
@@ -204,10 +204,14 @@ class DetachedContext(DaemonContext):
         """Leave the body: in the foreground close it, in the daemon hold the pidfile until the process ends.
 
         An exception goes on its way, to whoever catches it outside or to `sys.excepthook`. If the program's logging
-        goes anywhere else than stderr, it is told too.
+        goes anywhere else than stderr, it is told too. A SystemExit that comes in the group of a task group goes on
+        its way alone.
         """
         if not self.is_open or os.getpid() != self.pid:
             return  # a child that the body forked ends as it likes
+        grouped = is_exit_in_a_group(exc_value)
+        if grouped:
+            exc_value = SystemExit(0)
         crash = None if isinstance(exc_value, self._normal_exits()) else exc_value
         if crash:
             log_crash(crash)
@@ -215,6 +219,8 @@ class DetachedContext(DaemonContext):
             self.close()
         if not self._started:
             self._fail_start(exc_value)
+        if grouped and exc_value:
+            raise exc_value from None
 
     def _normal_exits(self) -> tuple[type[BaseException], ...]:
         """Return what leaves the body without being an accident: in the foreground, also a Ctrl-C."""

@@ -58,6 +58,13 @@ def _show_all_but_exits(unraisable: sys.UnraisableHookArgs) -> None:
         sys.__unraisablehook__(unraisable)
 
 
+def is_exit_in_a_group(error: BaseException | None) -> bool:
+    """Tell whether this is what a SIGTERM has become on its way through task groups, as those of trio and anyio."""
+    if not isinstance(error, BaseExceptionGroup):
+        return False
+    return error.split(lambda one: isinstance(one, SystemExit) and one.code == 0)[1] is None
+
+
 def _writes_stderr(handler: logging.Handler) -> bool:
     """Tell whether a handler writes to the file that is descriptor 2, by whichever name it opened that.
 

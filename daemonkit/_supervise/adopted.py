@@ -17,8 +17,7 @@ import threading
 from daemonkit._supervise import marks
 from daemonkit._system.pidfd import wait_for_end
 from daemonkit._system.prctl import become_subreaper, is_subreaper
-from daemonkit._system.process import start_of
-from daemonkit._system.run_mark import children_of
+from daemonkit._system.process import children_of, start_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

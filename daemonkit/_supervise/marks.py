@@ -8,14 +8,13 @@ import select
 import signal
 
 from daemonkit._system.pidfd import has_ended
-from daemonkit._system.process import all_pids, identity_of, pid_namespace, start_of
+from daemonkit._system.process import all_pids, children_of, identity_of, parent_of, pid_namespace, start_of
 from daemonkit._system.run_mark import (
     FREE,
     LOWEST,
     NAMESPACE_BITS,
     PID_BITS,
     RUN_BITS,
-    children_of,
     mark_of,
     supervisor_of,
 )
@@ -190,20 +189,3 @@ def is_of_another(pid: int, first: int) -> bool:
     if mark is None or mark == FREE or mark >> RUN_BITS == first >> RUN_BITS:
         return False
     return not _is_orphaned(pid, supervisor_of(mark))
-
-
-def parent_of(pid: int) -> int | None:
-    """Return a process's parent; None if it is gone."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return int(file.read().rpartition(b")")[2].split()[1])
-    except OSError:
-        return None
-
-
-def group_of(pid: int) -> int | None:
-    """Return a process's group; None if it is gone."""
-    try:
-        return os.getpgid(pid)
-    except ProcessLookupError:
-        return None

@@ -160,7 +160,9 @@ def end_what_is_left() -> None:
     """End the orphans of supervisors that were killed, which may hold the very sockets that are to be bound."""
     marks.end_orphaned()
     if pids := marks.unproven_orphans():
-        text = "processes %s may have been left by a supervisor that was killed; nothing proves it, so they go on"
+        text = (
+            "these processes may have been left by a supervisor that was killed; nothing proves it, so they go on: %s"
+        )
         _logger.warning(text, ", ".join(map(str, pids)))
 
 

@@ -11,7 +11,7 @@ import os
 import signal
 
 from daemonkit._supervise import marks
-from daemonkit._system.run_mark import children_of
+from daemonkit._system.process import children_of, member_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Strays:
         if group:
             signal_group(group, number)
         for pid in family:
-            if marks.group_of(pid) != group:
+            if group is None or not member_of(group, pid):
                 marks.signal_member(pid, number, mark, {*family, os.getpid()})
 
     def kill(self, run: Run) -> None:

@@ -135,6 +135,24 @@ def members_of(group: int) -> list[Identity]:
     return [who for pid in all_pids() if (who := member_of(group, pid))] if _is_own_proc() else []
 
 
+def parent_of(pid: int) -> int | None:
+    """Return a process's parent; None if it is gone."""
+    try:
+        return int(_stat_fields(pid)[1])
+    except OSError:
+        return None
+
+
+def children_of(pid: int | str) -> list[int]:
+    """Return the children of all threads of a process, zombies too; none if it is gone."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{thread}/children", "rb", 0) as file:
+                found += map(int, file.read().split())
+    return found
+
+
 def start_of(pid: int) -> int | None:
     """Return when process `pid` started, in clock ticks since boot; None if it has ended (a zombie has).
 

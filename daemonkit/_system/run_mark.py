@@ -12,6 +12,7 @@ import contextlib
 import os
 import resource
 
+from daemonkit._system.process import children_of
 from daemonkit._system.unpatched import close
 
 TYPE_CHECKING = False
@@ -79,13 +80,3 @@ def set_free(pid: int = 0) -> None:
         with contextlib.suppress(OSError, ValueError):
             resource.prlimit(one, resource.RLIMIT_RTTIME, (FREE, resource.prlimit(one, resource.RLIMIT_RTTIME)[1]))
         free += children_of(one) if one else []
-
-
-def children_of(pid: int | str) -> list[int]:
-    """Return the children of all threads of a process, zombies too; none if it is gone."""
-    found: list[int] = []
-    with contextlib.suppress(OSError):
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{thread}/children", "rb", 0) as file:
-                found += map(int, file.read().split())
-    return found

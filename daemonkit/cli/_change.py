@@ -78,7 +78,7 @@ def restart_app(app: App, settings: Settings) -> None:
 
 def is_inside(app: App) -> bool:
     """Tell whether this process belongs to the app, and ends with it: not if it was set free, as another app is."""
-    from daemonkit._supervise.marks import parent_of
+    from daemonkit._system.process import parent_of
     from daemonkit._system.run_mark import FREE, mark_of, supervisor_of
 
     holder = app.holder()
@@ -185,7 +185,7 @@ def _check_outcome(app: App, reload: Mapping[str, Any], before: dict[tuple[int, 
 
 def signal_app(app: App, number: int) -> None:
     """Send a signal to the main process of each instance."""
-    from daemonkit._supervise.marks import parent_of
+    from daemonkit._system.process import parent_of
 
     app.must_be_known()
     state = app.running_state()

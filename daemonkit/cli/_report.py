@@ -190,7 +190,8 @@ def _memory(pid: int) -> int:
 
 def descendants_of(pid: int) -> list[int]:
     """Return what a process has started, and what that has started; not what was set free, as another app."""
-    from daemonkit._system.run_mark import FREE, children_of, mark_of
+    from daemonkit._system.process import children_of
+    from daemonkit._system.run_mark import FREE, mark_of
 
     found: list[int] = []
     todo = [pid]
