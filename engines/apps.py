@@ -40,10 +40,10 @@ for _ in range(orphans):
     subprocess.run(["sh", "-c", "(sleep 0.1; exit 3) & exit 0"], start_new_session=True)
 if orphans:
     print(orphans, "orphans")
+print("up", flush=True)  # before the old run is stopped for this one
 if address := os.environ.get("NOTIFY_SOCKET"):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.sendto(b"READY=1", address.replace("@", "\\0", 1))
-print("up", flush=True)
 print("instance", number, "on", host, flush=True)
 while True:
     signal.pause()

@@ -24,6 +24,7 @@ ReturnToService=2
 ProctrackType=proctrack/pgid
 TaskPlugin=task/none
 SlurmdTimeout={timeout}
+KillWait=5
 SlurmdParameters=config_overrides
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
