@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from harness import alive, eventually
-from shell import one_line
+from harness import PATIENCE, alive, eventually
+from shell import COMMAND, one_line
 
 if TYPE_CHECKING:
     from shell import Shell
@@ -39,6 +42,40 @@ def test_scale_to_what_is_no_number_changes_nothing(shell: Shell, count: str) ->
     shell.start("web")
     assert one_line(shell("scale", "web", count, status=2).stderr)
     assert shell.report("web")["wanted"] == 1
+
+
+def test_commands_that_change_an_app_at_the_same_time_all_hold(shell: Shell) -> None:
+    shell.start("web", "--env", "KEPT=0")
+    words = [
+        ("reload", "web", "--env", "A=1"),
+        ("reload", "web", "--env", "B=2"),
+        ("scale", "web", "3"),
+        ("reload", "web"),
+    ]
+    typed = [
+        subprocess.Popen([*COMMAND, *one], cwd=shell.folder, env=shell.environment, stdout=subprocess.DEVNULL)
+        for one in words
+    ]
+    assert [one.wait(PATIENCE) for one in typed] == [0, 0, 0, 0]
+    settings = json.loads((shell.home / "web.json").read_text())
+    assert settings["env"] == {"KEPT": "0", "A": "1", "B": "2"} and settings["instances"] == 3
+    for pid in shell.instances("web"):
+        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        assert {b"KEPT=0", b"A=1", b"B=2"} <= set(environment)
+
+
+def test_a_sighup_in_the_midst_of_a_change_leaves_it_to_go_on(shell: Shell) -> None:
+    """As logrotate sends one: it brings no settings, and those on trial are not forgotten over it."""
+    (shell.folder / "go").touch()
+    shell.start("web", "--ready-check", "test -e go")
+    (shell.folder / "go").unlink()
+    scale = subprocess.Popen([*COMMAND, "scale", "web", "3"], cwd=shell.folder, env=shell.environment)
+    eventually(lambda: len(shell.state("web")["instances"]) == 3)
+    os.kill(shell.report("web")["pid"], signal.SIGHUP)
+    (shell.folder / "go").touch()
+    assert scale.wait(PATIENCE) == 0
+    assert shell.report("web")["wanted"] == 3
+    shell("reload", "web")
 
 
 def test_scale_of_what_does_not_run_or_exist(shell: Shell) -> None:

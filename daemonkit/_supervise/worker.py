@@ -521,7 +521,8 @@ class Worker:
     # --- telling the guardian -----------------------------------------------------------------------------------------
 
     def _emit(self, kind: Kind, run: Run) -> None:
-        if kind == "exit" and run.instance in self.coming and not run.up and not run.instance.stopping:
+        ended_by_itself = not run.instance.stopping and run.reason != "replaced"
+        if kind == "exit" and run.instance in self.coming and not run.up and ended_by_itself:
             self._emit("reload-failed", run)
         if kind == "reload-failed":
             self.queue.clear()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import re
@@ -18,7 +19,7 @@ from daemonkit._pidfile.holder import find_holder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from typing import Any, Final, TypeGuard
 
     from daemonkit._pidfile.holder import Holder
@@ -84,6 +85,19 @@ class App:
     def save(self, settings: Mapping[str, Any]) -> None:
         """Keep its settings; for its supervisor."""
         replace(f"{self._path}.json", json.dumps(settings, indent=1))
+
+    @contextlib.contextmanager
+    def changing(self) -> Iterator[None]:
+        """Wait until no other command changes its settings: each begins with what the one before it has left."""
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):  # it is still starting, or the file system has no locks
+                while True:
+                    file = stack.enter_context(open(f"{self._path}.json", "rb"))
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                    if os.path.samestat(os.fstat(file.fileno()), os.stat(f"{self._path}.json")):  # it is replaced
+                        break
+                    file.close()
+            yield
 
     def propose(self, settings: Mapping[str, Any]) -> None:
         """Leave settings for its supervisor, which takes them at the next SIGHUP."""

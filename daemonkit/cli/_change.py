@@ -126,15 +126,17 @@ def _reload(app: App, options: argparse.Namespace) -> None:
     from daemonkit.cli._options import settings_of
 
     changes = settings_of(options)
-    settings = laid_over(app.settings(), changes) if changes or options.update_env else None
-    if settings and options.update_env:
-        settings["environment"] = present_environment()
-    reload_app(app, settings)
+    with app.changing():
+        settings = laid_over(app.settings(), changes) if changes or options.update_env else None
+        if settings and options.update_env:
+            settings["environment"] = present_environment()
+        reload_app(app, settings)
 
 
 def scale(options: argparse.Namespace) -> int:
     app = App(options.name)
-    reload_app(app, app.settings() | {"instances": options.count})
+    with app.changing():
+        reload_app(app, app.settings() | {"instances": options.count})
     print(outcome(app))
     return 0
 

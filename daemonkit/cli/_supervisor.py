@@ -142,14 +142,16 @@ class Supervisor:
 
     def _on_reload(self) -> dict[str, Any]:
         """Return the arguments of `supervise` that change at a SIGHUP: those that a proposal has."""
-        proposed = self._app.take_proposal() if self._app else None
+        taken = self._app.take_proposal() if self._app else None
+        latest = self._proposed or self._settings  # what is on trial goes on, if this SIGHUP brings nothing else
+        proposed = taken or self._proposed
         changes: dict[str, Any] = {}
-        if proposed:
-            before, now = self._options(self._settings), self._options(proposed)
+        if taken:
+            before, now = self._options(latest), self._options(taken)
             differing = [name for name in before | now if before.get(name) != now.get(name)]
             changes = {name: now.get(name, _DEFAULTS[name]) for name in differing}
-            if proposed["command"] != self._settings["command"]:
-                changes["target"] = proposed["command"]
+            if taken["command"] != latest["command"]:
+                changes["target"] = taken["command"]
         settings = proposed or self._settings
         self._proposed = proposed
         self._journal.follow(settings)
