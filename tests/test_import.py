@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 import tomllib
 from typing import TYPE_CHECKING, Any
 
@@ -212,3 +214,36 @@ def test_the_command_prints_it_or_says_in_one_line_why_not(tmp_path: Path) -> No
 def test_a_text_with_anything_in_it_is_written_so_that_it_reads_the_same() -> None:
     text = "".join(map(chr, range(1, 0x180))) + '\U0001f600"\\'
     assert tomllib.loads(f"a = {_import.toml({text: [text]})}")["a"] == {text: [text]}
+
+
+def test_two_apps_with_one_name_get_names_of_their_own(tmp_path: Path) -> None:
+    text = json.dumps([{"name": name, "script": "a.py"} for name in ("a", "a", "a-2", "b c", "b-c")])
+    apps, comments = imported(tmp_path, "ecosystem.json", text)
+    assert [*apps] == ["a", "a-2", "a-2-2", "b-c", "b-c-2"]
+    assert "its name was 'a', which another one has too" in comments
+
+
+def test_where_supervisord_ignores_the_log_for_errors_it_is_left_out(tmp_path: Path) -> None:
+    program = "[program:a]\ncommand=a\nredirect_stderr=true\nstderr_logfile=/tmp/err\n"
+    apps, _ = imported(tmp_path, "supervisord.conf", program + "stdout_logfile=/tmp/out\n")
+    assert apps["a"]["log"] == "/tmp/out" and "stderr" not in apps["a"]
+    assert "stderr" not in imported(tmp_path, "supervisord.conf", program)[0]["a"]
+
+
+def test_what_supervisord_gives_to_all_programs_and_zeros_before_numbers_are_comments(tmp_path: Path) -> None:
+    text = "[supervisord]\ndirectory=/srv\n[program:a]\ncommand=a --queue %(process_num)02d\nnumprocs=2\n"
+    text += "process_name=%(program_name)s_%(process_num)02d\n"
+    apps, comments = imported(tmp_path, "supervisord.conf", text)
+    assert apps["a"]["instances"] == 2
+    assert "[supervisord] directory = /srv: for each app" in comments
+    assert "its numbers have no zeros before them here: 0, not 00" in comments
+
+
+def test_javascript_in_a_json_file_is_refused_with_the_way_to_json(tmp_path: Path) -> None:
+    (tmp_path / "process.json").write_text("{ apps: [{ name: 'a', script: 'a.js' }] }")
+    with pytest.raises(ValueError, match=r"is not JSON: .*node -p 'JSON.stringify\(eval") as caught:
+        _import.converted(str(tmp_path / "process.json"))
+    if node := shutil.which("node"):
+        command = str(caught.value).partition("reads too: ")[2].partition("; then")[0]
+        subprocess.run(["sh", "-c", command.replace("node", node, 1)], cwd=tmp_path, check=True)
+        assert "[apps.a]" in _import.converted(str(tmp_path / "ecosystem.json"))

@@ -458,3 +458,8 @@ def test_without_python_dotenv_the_message_says_what_to_install(site: Site) -> N
     site.environment["PYTHONPATH"] = str(site.folder)
     said = one_line(site("up", status=1).stderr)
     assert said.endswith("can't be read without python-dotenv: pip install 'daemonkit[cli]'\n")
+
+
+def test_what_is_done_at_once_is_told_as_done(site: Site) -> None:
+    site.write("".join(f"[apps.a{number}]\ncommand = 'true'\n" for number in range(6)))
+    assert sorted(site("up").stdout.splitlines()) == [f"a{number}: started, done" for number in range(6)]

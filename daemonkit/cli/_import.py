@@ -47,7 +47,20 @@ def converted(path: str) -> str:
         apps, lost = from_supervisord(path, text)
     else:
         raise ValueError(f"{path}: its name must be that of an ecosystem.json, a supervisord.conf or a Procfile")
+    _give_names_of_their_own(apps)
     return _written(file, apps, lost)
+
+
+def _give_names_of_their_own(apps: Iterable[Imported]) -> None:
+    """Put a number behind a name that another app has already: PM2 allows that."""
+    taken: set[str] = set()
+    for app in apps:
+        name, number = app.name, 2
+        while app.name in taken:
+            app.name, number = f"{name}-{number}", number + 1
+        if app.name != name:
+            app.lost.append(f"its name was {name!r}, which another one has too")
+        taken.add(app.name)
 
 
 class Imported:

@@ -34,7 +34,9 @@ def from_pm2(path: str, text: str) -> tuple[list[Imported], list[str]]:
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
+        read = f'JSON.stringify(eval("(" + fs.readFileSync("{os.path.basename(path)}") + ")"))'
+        way = f"if it is JavaScript, which PM2 reads too: node -p '{read}' >ecosystem.json; then import that"
+        raise ValueError(f"{path} is not JSON: {error}; {way}") from None
     whole = found if isinstance(found, dict) else {"apps": found}
     listed = whole.get("apps", [whole])
     listed = listed if isinstance(listed, list) else [listed]

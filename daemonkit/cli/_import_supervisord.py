@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 _YES: Final = frozenset({"1", "true", "yes", "on"})
 _SILENT: Final = frozenset({"unix_http_server", "supervisorctl", "rpcinterface:supervisor"})
 """Sections that only supervisord itself needs."""
+_OF_ALL: Final = ("user", "umask", "directory")
+"""Keys of [supervisord] that its programs inherit."""
 
 
 def from_supervisord(path: str, text: str) -> tuple[list[Imported], list[str]]:
@@ -35,7 +37,7 @@ def from_supervisord(path: str, text: str) -> tuple[list[Imported], list[str]]:
         if kind in {"program", "fcgi-program"} and given.get("command"):
             apps.append(_app(name.strip(), given, common, os.path.dirname(os.path.abspath(path))))
         elif section == "supervisord":
-            lost += [f"[supervisord] {key} = {given[key]}: for each app" for key in ("user", "umask") if key in given]
+            lost += [f"[supervisord] {key} = {given[key]}: for each app" for key in _OF_ALL if key in given]
         elif section not in _SILENT:
             hint = {
                 "include": "import those files too",
@@ -52,9 +54,13 @@ def _app(name: str, given: dict[str, str], common: dict[str, str], here: str) ->
     app = Imported(name)
     numprocs = given.get("numprocs", "1")
     names = {"here": here, "program_name": name, "group_name": name, "numprocs": numprocs}
-    app.keys["command"] = _command(given.pop("command"), names)
+    command = given.pop("command")
+    app.keys["command"] = _command(command, names)
+    given.pop("process_name", None)  # an instance has a number and no name
     if "%(ENV_" in "".join(given.values()):
         app.lost.append("for %(ENV_X)s there is what X was when this was imported")
+    if re.search(r"%\(process_num\)0\d", "".join(given.values()) + command):
+        app.lost.append("its numbers have no zeros before them here: 0, not 00")
     names["process_num"] = "{instance}"
     given = {key: _PLACE.sub(lambda place: _meaning(place, names), value) for key, value in given.items()}
     if given.get("stopasgroup", "").lower() not in _YES:
@@ -98,6 +104,8 @@ def _command(text: str, names: dict[str, str]) -> list[str]:
 def _logs(given: dict[str, str]) -> dict[str, str]:
     """Return the settings with the logs as an app file has them."""
     out, own = given.get("stdout_logfile", "AUTO"), {"AUTO", "/DEV/STDOUT", "/DEV/STDERR", "/DEV/FD/1", "/DEV/FD/2"}
+    if given.get("redirect_stderr", "").lower() in _YES:
+        given = {key: value for key, value in given.items() if not key.startswith("stderr_logfile")}  # as supervisord
     if given.get("redirect_stderr", "").lower() in _YES and out.upper() not in own:
         given = given | ({"stderr_logfile": out} if "{instance}" in out else {"log": out})
         if "log" in given:
@@ -156,7 +164,6 @@ _HINTS: Final = {
     "stopasgroup": "",
     "killasgroup": "",
     "redirect_stderr": "",
-    "process_name": "",
     "numprocs_start": "numbers begin with 0",
     "priority": "say with after what has to be up before it",
     "autostart": "name those that are to be started: daemonkit up NAME",

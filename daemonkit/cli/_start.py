@@ -169,16 +169,22 @@ def _launch(app: App, settings: Settings, report: int) -> int:
 
 def outcome(app: App) -> str:
     """Return, in a line, how a start has ended."""
-    from daemonkit._system.pidfd import wait_for_end
     from daemonkit.cli import _report
 
-    state = app.running_state()
-    if state and all(one["done"] for one in state["instances"]):
-        wait_for_end(state["supervisor"][0], _MARGIN)  # the supervisor is about to end
+    wait_if_done(app)
     if note := app.last_state().get("note"):
         _say.say(f"{app.name}: {note}")
     report = _report.report(app)
     return f"{app.name}: {_report.up_of(report)} up, pid {report['pid']}" if report["pid"] else f"{app.name}: done"
+
+
+def wait_if_done(app: App) -> None:
+    """Wait for the end of a supervisor that has nothing left to do."""
+    from daemonkit._system.pidfd import wait_for_end
+
+    state = app.running_state()
+    if state and all(one["done"] for one in state["instances"]):
+        wait_for_end(state["supervisor"][0], _MARGIN)
 
 
 def _runs_already(app: App) -> str:

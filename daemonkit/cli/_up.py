@@ -222,6 +222,9 @@ def _change(app: App, settings: Settings, why: tuple[str, ...]) -> str:
 
 
 def _outcome(word: str, app: App, why: tuple[str, ...]) -> str:
+    from daemonkit.cli._start import wait_if_done
+
+    wait_if_done(app)
     report = _report.report(app)
     how = f"{_report.up_of(report)} up, pid {report['pid']}" if report["pid"] else "done"
     return f"{word}{_reasons(why)}, {how}"
