@@ -30,6 +30,7 @@ check: $(VENV)/.dev
 	$(MAKE) docs
 
 docs: $(VENV)/.dev
+	$(BIN)/python docs/record.py --if-changed
 	$(BIN)/sphinx-build -W -q -b html docs docs/_build/html
 
 # The terminal sessions in the documentation, typed anew.

@@ -1,11 +1,14 @@
 """Type sessions in a terminal, and write what it shows as pictures: `make picture`.
 
 What differs from one time to the next (pids, seconds, memory, the folder) is replaced by fixed values, so that a
-picture changes only when its words do.
+picture changes only when its words do. A picture bears a mark of what it was made
+from: with --if-changed, as `make docs` has it, only those are made anew whose
+commands or programs have changed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import pty
@@ -116,6 +119,29 @@ def last_lines(text: str, pids: dict[str, str]) -> str:
     return text
 
 
+def mark_of(source: Path, commands: list[str]) -> str:
+    """Return the mark of what a picture is made from."""
+    files = [
+        *source.glob("*.py"),
+        *source.glob("daemonkit.toml"),
+        *source.glob("*.json"),
+    ]
+    content = [
+        path.read_bytes() for path in sorted(files) if path.name != "nomad.json"
+    ]
+    made_from = repr((WIDTH, commands)).encode() + b"".join(content)
+    return f"<!-- from {hashlib.sha256(made_from).hexdigest()[:16]} -->"
+
+
+def has_changed(name: str, source: Path, commands: list[str]) -> bool:
+    """Tell whether a picture was made from something else."""
+    picture = HERE / "pictures" / f"{name}.svg"
+    return (
+        not picture.exists()
+        or mark_of(source, commands) not in picture.read_text()
+    )
+
+
 def record(name: str, source: Path, commands: list[str]) -> None:
     """Type the commands in a copy of the folder, and write the picture."""
     pids: dict[str, str] = {}
@@ -146,11 +172,14 @@ def record(name: str, source: Path, commands: list[str]) -> None:
     )
     picture.write_text(
         "\n".join(line.rstrip() for line in picture.read_text().splitlines())
-        + "\n"
+        + f"\n{mark_of(source, commands)}\n"
     )
 
 
 if __name__ == "__main__":
     for session in SESSIONS:
-        if not sys.argv[1:] or session[0] in sys.argv[1:]:
+        if sys.argv[1:] == ["--if-changed"]:
+            if has_changed(*session):
+                record(*session)
+        elif not sys.argv[1:] or session[0] in sys.argv[1:]:
             record(*session)
