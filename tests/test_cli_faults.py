@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
+import harness
 import pytest
 from harness import PATIENCE, alive, eventually, let_everybody_in, python_for_everybody
 from shell import QUICK, one_line
+from supervising import FIRST, tree
 
 import daemonkit
+from daemonkit._supervise import marks
+from daemonkit._system.process import identity_of
 from daemonkit.cli import _app
 
 if TYPE_CHECKING:
@@ -47,6 +52,54 @@ def test_an_app_whose_supervisor_was_killed_has_failed_whatever_the_state_says(s
     assert (report["state"], report["up"], report["pid"]) == ("failed", 0, None)
     shell("start", "web")
     assert shell.report("web")["up"] == 2
+
+
+def kill_both(shell: Shell, name: str) -> None:
+    """Kill an app's supervisor and worker process so that neither can do anything about the other's end."""
+    supervisor = shell.report(name)["pid"]
+    (worker,) = harness.children(supervisor)
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for pid in (supervisor, worker):
+            os.kill(pid, number)
+    for pid in (supervisor, worker):
+        harness.ended(pid)
+
+
+LEFT = {
+    "a child": ["sh", "-c", "prlimit --rttime=unlimited:unlimited sleep {0} & wait"],
+    "the main process": ["runuser", "-u", "nobody", "--", "sleep", "{0}"],
+    "a child that sudo started": ["sh", "-c", "sudo -u nobody sleep {0} & wait"],
+}
+
+
+@pytest.mark.parametrize("what", LEFT)
+def test_what_lost_its_mark_does_not_run_twice_after_supervisor_and_worker_were_killed(shell: Shell, what: str) -> None:
+    command = [word.format(FIRST) for word in LEFT[what]]
+    tool = " ".join(command).replace("sh -c ", "").split()[0]
+    if not shutil.which(tool) or (tool != "prlimit" and os.getuid() != 0):
+        pytest.skip(f"no {tool} here, or not for this user")
+    ours = range(FIRST, FIRST + 1)
+    shell.start("web", command=tuple(command))
+    (first,) = eventually(lambda: tree(ours))
+    kill_both(shell, "web")
+    bystander = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+    shell("start", "web")
+    eventually(lambda: len(now := tree(ours)) == 1 and first not in now)
+    assert alive(bystander.pid)
+    bystander.kill()
+    bystander.wait()
+    shell("delete", "web")
+    eventually(lambda: not tree(ours))
+
+
+def test_a_session_that_began_later_is_nothing_that_was_left() -> None:
+    """Its leader may have been given the pid of an instance that was killed."""
+    with subprocess.Popen(["sleep", "1000"], start_new_session=True) as later:
+        begun = identity_of(later.pid)
+        assert begun and marks.end_sessions({later.pid}, begun.started - 1) == [later.pid]
+        assert alive(later.pid)
+        assert marks.end_sessions({later.pid}, begun.started) == []
+        assert not alive(later.pid)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"instances": 5}', '{"instances": [{"up": 5}]}', "\0\xff"])

@@ -22,7 +22,7 @@ from daemonkit._system.unpatched import close, poll
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
     from typing import Final
 
 RUNS: Final = 1 << 20  # of one worker process
@@ -57,14 +57,35 @@ def signal_member(pid: int, number: int, mark: int, family: set[int]) -> None:
 
 def end_all_of(first: int) -> None:
     """Kill all that the runs of the supervisor with that first mark consist of, and return once it is gone."""
-    _end_all(lambda _, mark: mark >> RUN_BITS == first >> RUN_BITS)
+    _end_all(lambda _, mark: mark is not None and mark >> RUN_BITS == first >> RUN_BITS)
 
 
 def end_orphaned() -> None:
     """Kill what was left by supervisors that were killed together with their workers; return once it is gone."""
     namespace = _namespace_of(os.getpid())
     # Elsewhere the number of the supervisor means another process.
-    _end_all(lambda pid, mark: _is_orphaned(pid, supervisor_of(mark)) and _namespace_of(pid) == namespace)
+
+    def belongs(pid: int, mark: int | None) -> bool:
+        return mark is not None and _is_orphaned(pid, supervisor_of(mark)) and _namespace_of(pid) == namespace
+
+    _end_all(belongs)
+
+
+def end_sessions(leaders: Collection[int], until: int) -> list[int]:
+    """Kill the sessions that these processes led at the time `until`; return who is left in one of that number.
+
+    A session keeps its number as long as it has a member, and nothing joins it but children of members. So if one of
+    them is older than `until` (in clock ticks since boot), the session is the one of that time, not a later one whose
+    leader was given the same pid.
+    """
+
+    def members() -> list[int]:
+        return [pid for pid in all_pids() if session_of(pid) in leaders and start_of(pid) is not None]
+
+    proven = {session_of(pid) for pid in members() if 0 < (start_of(pid) or 0) <= until} - {None}
+    if proven:
+        _end_all(lambda pid, _: session_of(pid) in proven)
+    return members()
 
 
 def unproven_orphans() -> list[int]:
@@ -101,24 +122,28 @@ def _namespace_of(pid: int) -> str | None:
         return None
 
 
-def _end_all(belongs: Callable[[int, int], bool]) -> None:
+def _end_all(belongs: Callable[[int, int | None], bool]) -> None:
     hopeless: set[int] = set()
     with contextlib.suppress(OSError):  # without /proc there is nothing to be found
         while found := _killed(belongs, hopeless):  # again, as they may have forked meanwhile
             hopeless |= _buried(found)
 
 
-def _killed(belongs: Callable[[int, int], bool], without: set[int]) -> dict[int, int]:
+def _killed(belongs: Callable[[int, int | None], bool], without: set[int]) -> dict[int, int]:
     """Kill all that belong; return the pidfds of those, by pid."""
     found: dict[int, int] = {}
+
+    def is_one(pid: int) -> bool:
+        mark = mark_of(pid)
+        return mark != FREE and belongs(pid, mark)
+
     for pid in all_pids():
-        mark = None if pid in without else mark_of(pid)
-        if mark is None or mark == FREE or not belongs(pid, mark):
+        if pid in without or not is_one(pid):
             continue
         with contextlib.suppress(OSError):
             pidfd = os.pidfd_open(pid)
             try:
-                if mark_of(pid) != mark:  # as in signal_member
+                if not is_one(pid):  # as in signal_member
                     continue
                 if has_ended(pidfd):
                     _bury(pidfd)
@@ -189,3 +214,11 @@ def is_of_another(pid: int, first: int) -> bool:
     if mark is None or mark == FREE or mark >> RUN_BITS == first >> RUN_BITS:
         return False
     return not _is_orphaned(pid, supervisor_of(mark))
+
+
+def session_of(pid: int) -> int | None:
+    """Return a process's session; None if it is gone."""
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return None

@@ -94,6 +94,15 @@ def pid_namespace() -> int:
     return _namespace("pid")
 
 
+def place() -> list[str | int]:
+    """Return in which boot, and in which PID namespace of it, this process's pids and start times mean something."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return [file.read().strip(), pid_namespace()]
+    except OSError:
+        return []
+
+
 def _namespace(kind: str) -> int:
     try:
         return os.stat(f"/proc/self/ns/{kind}").st_ino & (1 << _NAMESPACE_BITS) - 1

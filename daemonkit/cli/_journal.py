@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 
-from daemonkit._system.process import identity
+from daemonkit._system.process import identity, place
 from daemonkit._system.signals import signal_name
 from daemonkit.cli import _app
 
@@ -32,6 +32,7 @@ class Journal:
         self.instances: list[dict[str, Any]] = [_new_instance() for _ in range(_app.count_of(settings))]
         self.state: dict[str, Any] = {
             "supervisor": [me.pid, me.started],
+            "place": place(),
             "foreground": foreground,
             "file": settings.get("file"),
             "ready": False,

@@ -10,8 +10,10 @@ import signal
 from daemonkit._supervise import Backoff, supervise
 from daemonkit._supervise.describe import BACKGROUND
 from daemonkit._supervise.logs import log_at
+from daemonkit._supervise.marks import end_sessions
 from daemonkit._supervise.supervise import supervise_by
 from daemonkit._supervise.wishes import REFUSED
+from daemonkit._system.process import place, ticks
 from daemonkit._system.record import field, record
 from daemonkit._system.streams import open_log
 from daemonkit.cli import _app, _say
@@ -23,7 +25,7 @@ from daemonkit.cli._settings import LOG_MAX_BYTES, environment_in_effect
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from types import FrameType
     from typing import Any, Final
 
@@ -95,6 +97,7 @@ class Supervisor:
         journal = self._journal
         if self._app:
             self._app.take_proposal()  # one that the supervisor before was killed over
+            self._end_what_was_left(self._app.last_state())
         options = self._options(self._settings)
         try:
             callbacks = {"on_event": self._on_event, "on_reload": self._on_reload}
@@ -110,6 +113,18 @@ class Supervisor:
         if self._said is not None:
             raise SystemExit("\n".join([*self._said, journal.failure or ""]))
         return summary
+
+    def _end_what_was_left(self, state: Mapping[str, Any]) -> None:
+        """End what a supervisor that was killed together with its worker had running, as far as the state proves it.
+
+        Most of that bears a mark, and `supervise` ends it. sudo(8) and su(1) clear marks; they stay in their session.
+        """
+        here = place()
+        if state.get("ended") or not here or state.get("place") != here or type(state.get("at")) is not int:
+            return
+        leaders = {pid for one in state["instances"] for pid in one["runs"]}
+        for pid in end_sessions(leaders, state["at"]) if leaders else ():
+            _logger.warning("process %d may have been left by a supervisor that was killed; it goes on", pid)
 
     def _make_hook(self) -> Hook | None:
         if "on_event" not in self._settings:
@@ -237,7 +252,7 @@ class Supervisor:
     def _write_state(self) -> None:
         if self._app:
             try:
-                self._app.write_state(self._journal.state)
+                self._app.write_state({**self._journal.state, "at": ticks()})
             except OSError as error:  # such as a full disk: the app runs on
                 _logger.warning("the state of %s can't be written: %s", self._app.name, error)
 
