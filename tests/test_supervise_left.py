@@ -281,5 +281,7 @@ def test_a_new_start_names_what_it_can_not_prove_to_be_left(tmp_path: Path) -> N
         and str(left) in done.stderr
     )
     assert alive(left)
+    (tmp_path / "other").mkdir()
+    assert str(left) not in run(tmp_path / "other", "daemonkit.supervise(['true'])").stderr  # it is not from there
     os.kill(left, signal.SIGKILL)
     harness.ended(left)

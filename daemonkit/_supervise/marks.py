@@ -88,16 +88,28 @@ def end_sessions(leaders: Collection[int], until: int) -> list[int]:
     return members()
 
 
-def unproven_orphans() -> list[int]:
+def unproven_orphans(directory: str) -> list[int]:
     """Return processes without a mark that may have been left by supervisors that were killed: nothing proves it.
 
-    They were executed in an instance's environment, and nothing above them is supervised any more.
+    They were executed in an instance's environment and are in its directory; nothing above them is supervised any more.
+    Those in other directories are somebody else's, who is told of them at a start of his own.
     """
     if b"DAEMONKIT_INSTANCE" in os.environb:  # then so are all that run beside this program
         return []
+
+    def may_be_left(pid: int) -> bool:
+        return mark_of(pid) is None and has_instance(pid) and _is_in(pid, directory) and not _is_below_a_mark(pid)
+
     with contextlib.suppress(OSError):
-        return [pid for pid in all_pids() if mark_of(pid) is None and has_instance(pid) and not _is_below_a_mark(pid)]
+        return list(filter(may_be_left, all_pids()))
     return []
+
+
+def _is_in(pid: int, directory: str) -> bool:
+    try:
+        return os.path.samefile(f"/proc/{pid}/cwd", directory)
+    except OSError:
+        return False
 
 
 def _is_below_a_mark(pid: int) -> bool:

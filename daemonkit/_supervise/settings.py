@@ -156,10 +156,10 @@ def settle(options: Mapping[str, Any], kept: Kept, stack: contextlib.ExitStack) 
     return settings, Kept(known, logs)
 
 
-def end_what_is_left() -> None:
+def end_what_is_left(settings: Settings) -> None:
     """End the orphans of supervisors that were killed, which may hold the very sockets that are to be bound."""
     marks.end_orphaned()
-    if pids := marks.unproven_orphans():
+    if pids := marks.unproven_orphans(settings.cwd or settings.inherited_cwd or "."):
         text = (
             "these processes may have been left by a supervisor that was killed; nothing proves it, so they go on: %s"
         )

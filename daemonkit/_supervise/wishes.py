@@ -54,8 +54,7 @@ class Wishes:
     ) -> None:
         """Check the options and open what they need; the stack closes it."""
         self._options, self._on_reload, self._stack = _read_once(options), on_reload, stack
-        check(self._options)
-        end_what_is_left()
+        end_what_is_left(check(self._options))
         self.settings, self._kept = settle(self._options, Kept(), stack)
         self._trials: dict[int, Trial] = {}
         self._serial = 0
