@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from typing import Any, Final
 
 _MATTER: Final = ("HOME", "PORT")
+# The modules that read an app file.
 _CODE: Final = ("_appfile.py", "_toml.py", "_kinds.py", "_options.py")
 
 
@@ -48,10 +49,7 @@ def remember(file: str, texts: Mapping[str, str], said: Mapping[str, Any]) -> No
 def _of(file: str) -> list[Any]:
     """Return what else the result depends on."""
     folder = os.path.dirname(__file__)
-    code = [
-        os.stat(os.path.join(folder, name)).st_mtime_ns
-        for name in ("_appfile.py", "_toml.py", "_kinds.py", "_options.py")
-    ]
+    code = [os.stat(os.path.join(folder, name)).st_mtime_ns for name in _CODE]
     return [file, code, [os.environ.get(name) for name in _MATTER], os.path.exists(f"{os.path.dirname(file)}/.env")]
 
 
