@@ -167,7 +167,8 @@ def test_ctrl_c_during_a_start_ends_the_daemon(tmp_path: Path, library: str, ord
         daemon = json.loads((tmp_path / "report").read_text())["pid"]
         caller.send_signal(signal.SIGINT)
         _, errors = caller.communicate(timeout=PATIENCE)
-    assert caller.returncode == -signal.SIGINT and "KeyboardInterrupt" in errors
+    # 1: what gevent 26.9 does at the end has the interpreter forget that Ctrl-C has ended it.
+    assert caller.returncode in {-signal.SIGINT, 1} and "KeyboardInterrupt" in errors
     assert not alive(daemon) and not (tmp_path / "pid").exists()
 
 

@@ -260,6 +260,8 @@ line = "a line of a log as a program writes it, sixty-four bytes........"
 daemonkit.supervise(["sh", "-c", f"yes {line!r} | head -n 1000000"], restart="never", stdout="log", log_format="{time} ")
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
 """
-    # Rarely the C library has a free page at the end of its heap each time, which it gives back.
-    assert min(int(run(tmp_path, body).stdout) for _ in range(3)) < 20_000
+    faults = int(run(tmp_path, body).stdout)
     assert (tmp_path / "log").read_bytes().count(b"\n") == 1_000_000
+    if faults > 20_000:  # rarely the C library gives back the end of its heap each time
+        faults = int(run(tmp_path, body).stdout)
+    assert faults < 20_000

@@ -212,7 +212,7 @@ with open("count", "w") as file:
 @pytest.mark.parametrize(
     "wrapper",
     [
-        ["timeout", "1000"],
+        ["timeout", "--foreground", "1000"],  # without it, timeout itself sends two: to its child, and to its group
         ["tini", "-s", "--"],
         ["dumb-init"],
         ["tini", "-g", "-s", "--"],
