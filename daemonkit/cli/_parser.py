@@ -245,6 +245,7 @@ COMMANDS: Final = {
         "_unit.unit",
         "print a systemd unit, or a manifest for another engine, to run an app there",
         "daemonkit unit web >/etc/systemd/system/web.service\n"
+        "  mkdir -p ~/.config/systemd/user\n"
         "  daemonkit unit web --user >~/.config/systemd/user/web.service\n"
         "  daemonkit unit -f daemonkit.toml --for kubernetes --image registry/site:1 >site.yaml",
         _unit,
