@@ -205,3 +205,27 @@ def test_a_start_that_fails_in_the_loop_is_told(tmp_path: Path) -> None:
     done = run(tmp_path, body + "sys.exit(daemonkit.Service(main, name='app', **OPTIONS).main(['start']))")
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "app: no port\n")
     assert not daemonkit.status(tmp_path / "app.pid")
+
+
+@pytest.mark.parametrize(("tasks", "others"), [(1, ""), (3, " (and 2 more)")])
+def test_a_start_that_fails_in_a_task_group_names_the_tasks_exception(tmp_path: Path, tasks: int, others: str) -> None:
+    program = f"""
+import asyncio
+async def bind():
+    raise OSError(98, "port 8000 is in use")
+async def main():
+    async with asyncio.TaskGroup() as group, asyncio.TaskGroup() as inner:
+        for _ in range({tasks}):
+            inner.create_task(bind())
+OPTIONS = dict(pidfile="app.pid", wait_ready=True)
+daemonkit.Service(main, name="app", **OPTIONS).main(["start"])
+try:
+    with daemonkit.detached(**OPTIONS):
+        asyncio.run(main())
+except daemonkit.StartError as error:
+    assert "unhandled errors in a TaskGroup" in error.traceback
+    print(error.reason)
+"""
+    done = run(tmp_path, program)
+    assert done.stderr == f"app: port 8000 is in use{others}\n"
+    assert done.stdout == f"OSError: [Errno 98] port 8000 is in use{others}\n"

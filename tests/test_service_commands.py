@@ -267,6 +267,12 @@ FAILURES = {
     "a text": ("sys.exit('bad config')", 1, "bad config\n"),
     "a status": ("sys.exit(7)", 7, "app: it ended with status 7 before it was ready\n"),
     "status 0": ("sys.exit(0)", 1, "app: it ended with status 0 before it was ready\n"),
+    "a group": ("raise ExceptionGroup('unhandled errors', [OSError(98, 'in use')])", 1, "app: in use\n"),
+    "groups in a group": (
+        "inner = ExceptionGroup('', [KeyError('host'), ValueError()]); raise ExceptionGroup('', [inner, ValueError()])",
+        1,
+        "app: KeyError: 'host' (and 2 more)\n",
+    ),
     "late": ("time.sleep(0.2); 1 / 0", 1, "app: division by zero\n"),
     "click": ("import click; raise click.ClickException('no such table')", 1, "app: no such table\n"),
     "click's usage": ("import click; raise click.UsageError('no such table')", 2, "app: no such table\n"),
@@ -283,6 +289,11 @@ def test_a_start_that_fails_is_one_line_and_its_status(tmp_path: Path, name: str
     app = App(tmp_path)
     assert app(command, DO=do) == (code, "not running\n" if command == "restart" else "", line)
     assert app("status") == (3, "not running\n", "") and not app.pidfile.exists()
+
+
+def test_an_exit_in_a_group_is_told_as_an_exit(tmp_path: Path) -> None:
+    do = "raise BaseExceptionGroup('', [SystemExit(3), ValueError()])"
+    assert App(tmp_path)("start", DO=do) == (1, "", "app: SystemExit: 3 (and 1 more)\n")
 
 
 def test_debug_shows_the_daemons_traceback(tmp_path: Path) -> None:
@@ -411,6 +422,11 @@ def test_the_name_is_the_programs_own(tmp_path: Path) -> None:
     line = [sys.executable, "-m", "package", "reload"]
     done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (3, "package: not running\n")
+
+
+def test_the_help_of_a_service_without_a_name_has_the_programs_own(tmp_path: Path) -> None:
+    code, out, _ = App(tmp_path)("--help")
+    assert code == 0 and "Start app, stop it, and see" in out and "\n  app.py start\n" in out and "None" not in out
 
 
 def test_a_programs_threads_and_children_that_will_be_missing_in_the_daemon_are_named(tmp_path: Path) -> None:

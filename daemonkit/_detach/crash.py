@@ -9,6 +9,8 @@ import sys
 import threading
 import traceback
 
+from daemonkit._system.fork import first_cause
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import FrameType
@@ -85,5 +87,7 @@ def reason_of(error: BaseException) -> str:
         return ""  # the exit status tells it all
     if isinstance(error, SystemExit):
         return str(error.code)
+    error, others = first_cause(error)
     # Without the note of a StartError, which is a traceback.
-    return "".join(traceback.format_exception_only(error)).partition("\nThe daemon's own traceback:")[0].strip()
+    text = "".join(traceback.format_exception_only(error)).partition("\nThe daemon's own traceback:")[0]
+    return text.strip() + others

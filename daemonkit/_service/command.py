@@ -61,10 +61,10 @@ def _parser(service: Service) -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(
         prog=service.name,
-        description=f"Start {service.name}, stop it, and see whether it runs.\n\n  {service.name} start",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="\n".join(f"  {name:8} {text}" for name, text in COMMANDS.items()),
     )
+    parser.description = f"Start {_name(service)}, stop it, and see whether it runs.\n\n  {parser.prog} start"
     parser.add_argument("command", choices=list(COMMANDS), help="one of these:")
     parser.add_argument("--debug", action="store_true", help="show the traceback of what fails")
     return parser

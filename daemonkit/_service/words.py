@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import namedtuple
 
-from daemonkit._system.fork import exit_status_of
+from daemonkit._system.fork import exit_status_of, first_cause
 
 
 class Words(namedtuple("Words", ("status", "text", "alone"))):
@@ -37,15 +37,16 @@ def _ended(status: int) -> str:
 
 def in_one_line(error: BaseException) -> str:
     """Return an exception's message, and its type where the message would puzzle without."""
+    error, others = first_cause(error)
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
         files = [name for name in (error.filename, error.filename2) if isinstance(name, (str, bytes))]
         text = ": ".join([" -> ".join(map(_text, files)), error.strerror] if files else [error.strerror])
     elif isinstance(error, LookupError) and not isinstance(error, KeyError | IndexError | UnicodeError):
         text = str(error.args[0]) if error.args else ""
-    elif isinstance(error, KeyError | AssertionError | StopIteration):
+    elif isinstance(error, KeyError | AssertionError | StopIteration | SystemExit):
         text = f"{type(error).__name__}: {text}" if text else ""
-    return _line(text) or type(error).__name__
+    return (_line(text) or type(error).__name__) + others
 
 
 def _text(name: str | bytes) -> str:

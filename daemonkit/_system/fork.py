@@ -93,3 +93,15 @@ def exit_status_of(error: BaseException | None) -> int:
     if not isinstance(error.code, int):
         return int(error.code is not None)
     return error.code & 0xFF if -sys.maxsize - 1 <= error.code <= sys.maxsize else 0xFF  # -1: no C long holds it
+
+
+def first_cause(error: BaseException) -> tuple[BaseException, str]:
+    """Return an exception, or the first one in a group of a TaskGroup; and text that counts the others."""
+    causes = _ungrouped(error)
+    return causes[0], f" (and {len(causes) - 1} more)" if len(causes) > 1 else ""
+
+
+def _ungrouped(error: BaseException) -> list[BaseException]:
+    if not isinstance(error, BaseExceptionGroup):
+        return [error]
+    return [cause for one in error.exceptions for cause in _ungrouped(one)]
