@@ -48,7 +48,13 @@ def test_a_second_start_of_a_name_says_who_runs_it_and_changes_nothing(shell: Sh
     shell.start("web")
     before = (shell.home / "web.json").read_text()
     done = shell("start", "web", *QUICK, "--", "sleep", "7", status=1)
-    assert str(shell.report("web")["pid"]) in one_line(done.stderr)
+    runs = f"daemonkit: web runs already, as process {shell.report('web')['pid']}"
+    assert done.stderr == f"{runs}; change it with: daemonkit reload web {' '.join(QUICK)} -- sleep 7\n"
+    done = shell("start", "web", "-i", 2, status=1)
+    assert done.stderr == f"{runs}; change it with: daemonkit reload web -i 2\n"
+    done = shell("start", "web", "--env", "WORD=secret", status=1)
+    assert done.stderr == f"{runs}; change it with: daemonkit reload web [options]\n"
+    assert shell("start", "web", status=1).stderr == f"{runs}; stop it first: daemonkit stop web\n"
     assert (shell.home / "web.json").read_text() == before
 
 

@@ -76,7 +76,7 @@ def test_a_reload_that_is_refused_says_why_and_is_an_event_of_no_instance(shell:
     told = 'echo "$DAEMONKIT_EVENT,$DAEMONKIT_INSTANCE,$DAEMONKIT_PID,$DAEMONKIT_EXITCODE" >told.new; mv told.new told'
     with socket.create_server(("127.0.0.1", 0)) as taken:
         where = f"127.0.0.1:{taken.getsockname()[1]}"
-        shell.start("web", "--on-event", told)
+        shell.start("web", "--on-event", told, command=("sh", "-c", "while :; do echo served; sleep 0.02; done"))
         before, settings = shell.instances("web"), (shell.home / "web.json").read_text()
         assert f"'{where}': Address already in use" in one_line(
             shell("reload", "web", "--listen", where, status=1).stderr
@@ -91,10 +91,11 @@ def test_a_reload_that_is_refused_says_why_and_is_an_event_of_no_instance(shell:
 @pytest.mark.parametrize("says", ["OSError: [Errno 98] Address already in use", "Error: listen EADDRINUSE"])
 def test_a_reload_that_fails_for_the_port_names_the_way_out(shell: Shell, says: str) -> None:
     shell.start("web", command=("sh", "-c", f"mkdir port && exec sleep 1000; echo '{says}'; seq 30; exit 1"))
-    failure = one_line(shell("reload", "web", status=1).stderr)
+    *lines, failure = shell("reload", "web", status=1).stderr.splitlines()
+    assert lines == [str(number) for number in range(21, 31)]
     assert "not reloaded" in failure and "daemonkit restart web" in failure and "--listen" in failure
     shell.start("other", command=("sh", "-c", "mkdir other && exec sleep 1000; exit 1"))
-    assert "--listen" not in one_line(shell("reload", "other", status=1).stderr)
+    assert "--listen" not in shell("reload", "other", status=1).stderr
 
 
 def test_a_reload_whose_end_nothing_tells_does_not_wait_for_it(shell: Shell) -> None:

@@ -101,7 +101,7 @@ def test_a_command_of_on_event_that_hangs_holds_up_nobody_and_one_that_fails_is_
 
 def test_a_spawned_pipeline_is_looked_after_by_its_pidfile(shell: Shell) -> None:
     shell("status", "--pidfile", "job.pid", status=3)
-    shell("stop", "--pidfile", "job.pid")
+    assert shell("stop", "--pidfile", "job.pid").stdout == "job.pid: nothing runs\n"
     program = "sleep 1000 | (trap '' TERM; while :; do sleep 0.05; done) & echo $! >last; wait"
     pid = int(shell("spawn", "--pidfile", "job.pid", "--", "sh", "-c", program).stdout)
     last = int(eventually((shell.folder / "last").read_text))
@@ -109,7 +109,7 @@ def test_a_spawned_pipeline_is_looked_after_by_its_pidfile(shell: Shell) -> None
     report = json.loads(shell("status", "--pidfile", "job.pid", "--json").stdout)
     assert (report["state"], report["pid"]) == ("running", pid)
     os.kill(last, signal.SIGKILL)
-    shell("stop", "--pidfile", "job.pid")
+    assert shell("stop", "--pidfile", "job.pid").stdout == ""
     assert not alive(pid)
     assert shell("status", "--pidfile", "job.pid", status=3).stdout == "job.pid: nothing runs\n"
 
@@ -160,6 +160,14 @@ def test_after_a_reboot_all_is_started_but_what_was_stopped_or_is_done(shell: Sh
     assert states == {"killed": "running", "ended": "running", "stopped": "stopped", "downed": "stopped", "job": "done"}
     shell("start", "stopped")
     assert shell.report("stopped")["state"] == "running"
+
+
+def test_to_start_all_where_no_app_is_known_says_so(shell: Shell) -> None:
+    said = f"daemonkit: no app is known in {shell.home}; start one with: daemonkit start NAME -- CMD\n"
+    assert shell("start", "--all").stderr == said
+    shell.start("web")
+    shell("stop", "web")
+    assert shell("start", "--all").stderr == ""
 
 
 def test_options_are_laid_over_those_that_an_app_had(shell: Shell) -> None:

@@ -24,7 +24,11 @@ def test_spawn_prints_the_pid_of_what_it_launched(shell: Shell) -> None:
     pid = int(done.stdout)
     assert alive(pid) and os.getsid(pid) == pid
     eventually(lambda: (shell.folder / "job.log").read_text() == "hello\n")
-    assert str(pid) in one_line(shell("spawn", "--pidfile", "job.pid", "--", "true", status=1).stderr)
+    refused = one_line(shell("spawn", "--pidfile", "job.pid", "--", "true", status=1).stderr)
+    assert f"{pid} (since " in refused and refused.endswith(
+        f"; stop it with: daemonkit stop --pidfile job.pid, or kill {pid}\n"
+    )
+    assert refused.startswith(f"daemonkit: {shell.folder}/job.pid is held by process ")
     daemonkit.stop(shell.folder / "job.pid")
 
 

@@ -10,7 +10,7 @@ from daemonkit.cli import _app, _say
 from daemonkit.cli._app import App
 from daemonkit.cli._journal import DONE, UNDER_WAY
 from daemonkit.cli._settings import check_startable, laid_over, present_environment
-from daemonkit.cli._start import lines_since, outcome, sizes_of, start_app
+from daemonkit.cli._start import LAST_LINES, lines_since, outcome, sizes_of, start_app
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -178,11 +178,15 @@ def reload_app(app: App, settings: Settings | None = None) -> None:
 def _check_outcome(app: App, reload: Mapping[str, Any], before: dict[tuple[int, int], int]) -> None:
     if reload["outcome"] == DONE:
         return
-    said = "\n".join(lines_since(app.logs(), before)).lower()
+    lines = lines_since(app.logs(), before)
+    said = "\n".join(lines).lower()
     instead = ""
     if any(words in said for words in _PORT_TAKEN):
         instead = f"; they have its port: use daemonkit restart {app.name}, or have daemonkit bind it (--listen)"
-    raise _say.Failure(f"{app.name} was not reloaded: {reload.get('why')}{instead}; see {app.logs()[0]}")
+    why = str(reload.get("why"))
+    died = why.startswith("a new run")  # else the lines are those of the old runs, which have nothing to do with it
+    cause = f"{app.name} was not reloaded: {why}{instead}; see {app.logs()[0]}"
+    raise _say.Failure(cause, lines[-LAST_LINES:] if died else ())
 
 
 def signal_app(app: App, number: int) -> None:

@@ -33,7 +33,7 @@ def print_status(path: str, *, as_json: bool) -> int:
 
 
 def stop_daemon(path: str) -> None:
-    """Stop the daemon, and what is left of its process group; nothing is done if it does not run."""
+    """Stop the daemon, and what is left of its process group; nothing is done if it does not run, and it is said."""
     from daemonkit import NotRunningError, stop
     from daemonkit._pidfile.holder import find_holder
 
@@ -43,6 +43,7 @@ def stop_daemon(path: str) -> None:
     except NotRunningError:
         if find_holder(os.path.abspath(path)):  # another tool's process, or one in another PID namespace
             raise
+        print(f"{path}: nothing runs")
         return
     except KeyboardInterrupt:
         raise _say.Interrupted(f"{path} is being stopped") from None

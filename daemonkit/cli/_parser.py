@@ -323,7 +323,7 @@ def _version() -> str:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Return the options; `command` is the program after ``--``, None without one."""
+    """Return the options; `command` is the program after ``--``, None without one, `typed` all that was before."""
     if "_ARGCOMPLETE" in os.environ:
         with contextlib.suppress(ImportError):
             import argcomplete  # the extra "cli"; a shell that completes a line sets this variable
@@ -338,6 +338,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = _parser_of(verb)  # of this one alone: to build all of them takes longer than `ls`
     options = parser.parse_intermixed_args(others)
     options.verb, options.where, options.command = verb, COMMANDS[verb].where, program
+    options.typed = [word for word in others if word != "--debug"]
     _check_program(parser, COMMANDS[verb].program, options)
     return options
 

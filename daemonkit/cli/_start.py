@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import signal
 import sys
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from daemonkit.cli._app import Settings
 
 _INTERRUPTED: Final = 130  # as a shell has it: 128 + SIGINT
-_LAST_LINES: Final = 10
+LAST_LINES: Final = 10
 _LAST_BYTES: Final = 1 << 16
 _MARGIN: Final = 5.0  # seconds in which a supervisor that has nothing left to do ends
 _LOOK: Final = 0.1  # seconds between two looks at a file: the standard library can't wait for a change (inotify)
@@ -48,14 +49,14 @@ _RUNNERS: Final = {
 def start(options: argparse.Namespace) -> int:
     changes = settings_of(options)
     if options.command:
-        app = _the_one(options)
-        start_app(app, new_settings(changes))
-        print(outcome(app))
+        _start_one(_the_one(options), new_settings(changes), options)
         return 0
     if bool(options.names) == options.all:
         raise _say.Usage("give either names of apps or --all; see: daemonkit start --help")
     if not options.all:
         _refuse_programs(options.names)
+    elif not _app.apps():
+        _say.say(f"no app is known in {_app.home()}; start one with: daemonkit start NAME -- CMD")
     apps = [app for app in _app.apps() if _is_to_run(app)] if options.all else _app.select(options.names)
     is_one = len(apps) == 1 and options.names == [apps[0].name]
 
@@ -63,10 +64,19 @@ def start(options: argparse.Namespace) -> int:
         settings = _known_settings(app, changes, options)
         if app.holder() and not is_one:
             return
-        start_app(app, settings)
-        print(outcome(app))
+        _start_one(app, settings, options)
 
     return _say.for_each(apps, start_again, debug=options.debug)
+
+
+def _start_one(app: App, settings: Settings, options: argparse.Namespace) -> None:
+    program = ["--", *options.command] if options.command else []
+    if app.holder() and (program or options.typed != [app.name]):
+        # What --env was given may be a secret, and a message may end up in a log.
+        given = f"{app.name} [options]" if options.env else shlex.join([*options.typed, *program])
+        raise _say.Failure(_runs_already(app, f"change it with: daemonkit reload {given}"))
+    start_app(app, settings)
+    print(outcome(app))
 
 
 def new_settings(given: Settings) -> Settings:
@@ -187,14 +197,14 @@ def wait_if_done(app: App) -> None:
         wait_for_end(state["supervisor"][0], _MARGIN)
 
 
-def _runs_already(app: App) -> str:
+def _runs_already(app: App, way_out: str = "") -> str:
     from daemonkit._pidfile.holder import already_running
 
     holder = _settled_holder(app)
     if holder and not holder.locked_by_daemonkit:
         return _say.in_one_line(already_running(app.pidfile, holder))
     pid = f", as process {holder.pid}" if holder else ""
-    return f"{app.name} runs already{pid}; stop it first: daemonkit stop {app.name}"
+    return f"{app.name} runs already{pid}; {way_out or f'stop it first: daemonkit stop {app.name}'}"
 
 
 def _settled_holder(app: App) -> Holder | None:
@@ -406,7 +416,7 @@ def sizes_of(files: list[str]) -> dict[tuple[int, int], int]:
 
 
 def _last_lines(files: list[str], before: dict[tuple[int, int], int]) -> list[str]:
-    return lines_since(files, before)[-_LAST_LINES:]
+    return lines_since(files, before)[-LAST_LINES:]
 
 
 def lines_since(files: list[str], before: dict[tuple[int, int], int]) -> list[str]:
@@ -426,8 +436,12 @@ def lines_since(files: list[str], before: dict[tuple[int, int], int]) -> list[st
 
 
 def spawn(options: argparse.Namespace) -> int:
-    from daemonkit import STDOUT, spawn_detached
+    from daemonkit import STDOUT, AlreadyRunningError, spawn_detached
 
-    process = spawn_detached(options.command, stdout=options.log, stderr=STDOUT, pidfile=options.pidfile)
+    try:
+        process = spawn_detached(options.command, stdout=options.log, stderr=STDOUT, pidfile=options.pidfile)
+    except AlreadyRunningError as error:  # which names the library's way out
+        command = shlex.join(["daemonkit", "stop", "--pidfile", options.pidfile])
+        raise _say.Failure(str(error).replace(f"with daemonkit.stop({error.path!r})", f"with: {command}")) from error
     print(process.pid)
     return 0
