@@ -120,7 +120,7 @@ def test_a_reload_whose_settings_do_not_come_up_leaves_the_old_ones_in_force(
 ) -> None:
     shell.start("web", "-i", 2, "--min-uptime", 1, command=("sh", "-c", f'[ "$A" = bad ] && exit 3; {SHOW}'))
     pid, before, settings = shell.report("web")["pid"], shell.instances("web"), kept(shell)
-    assert "not reloaded" in one_line(shell("reload", "web", *words, status=1).stderr)
+    assert "daemonkit: web was not reloaded" in shell("reload", "web", *words, status=1).stderr.splitlines()[-1]
     assert shell.instances("web") == before and shell.report("web")["pid"] == pid and kept(shell) == settings
     os.kill(before[0], 9)
     eventually(lambda: shell.report("web")["up"] == 2 and shell.instances("web") != before)
