@@ -27,7 +27,7 @@ _logger = logging.getLogger("daemonkit")
 
 _PIPE_SIZE: Final = 1 << 20
 _READ: Final = 1 << 18  # bytes; for more, the C library maps fresh memory each time, which takes as long as the rest
-_READ_LINES: Final = 1 << 16  # ... where whole lines are put together, so that there are several versions of them
+_READ_LINES: Final = 1 << 14  # ... where whole lines are put together, so that there are several versions of them
 _AT_ONCE: Final = 64  # reads, after which other work has its turn
 _LONGEST_LINE: Final = 1 << 25  # bytes that are kept for the end of a line
 _RETRY: Final = 1.0  # seconds until a log that could not be written is tried again
@@ -62,13 +62,15 @@ class Pump:
 
     def close(self) -> None:
         """Write what is left, and close both ends."""
+        self._drain()
+        self._pending += self._dress(bytes(self._begun))  # a last line without an end
+        self._begun.clear()
+        self._drain()
+        self.close_ends()
+
+    def _drain(self) -> None:
         while self.pump() or (self._pending and self.log.wait(_PATIENCE)):  # nobody writes any more
             pass
-        self._pending += self._dress(bytes(self._begun))
-        self._begun.clear()
-        with contextlib.suppress(OSError, BusyError):
-            self._write()
-        self.close_ends()
 
     def close_ends(self) -> None:
         """Close both ends."""
