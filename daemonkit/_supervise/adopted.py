@@ -71,6 +71,8 @@ class Adopted:
 
         A child's pid stays its own until it is reaped. Killing one brings up its children, which are looked for again.
         """
+        # An instance that was started just now may be known by its mark alone, as the worker could not tell of it yet.
+        mains = mains | {pid for pid in children_of("self") if marks.run_of(pid, first_mark) is not None}
         below: set[int] = set()
         while True:
             self.reap()
