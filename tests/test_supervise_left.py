@@ -261,6 +261,40 @@ def test_a_main_process_that_became_another_user_neither_survives_nor_runs_twice
     eventually(lambda: not tree(ours))
 
 
+@pytest.mark.skipif(os.getuid() != 0 or not shutil.which("runuser"), reason="only root can become somebody else")
+def test_what_comes_while_the_callers_code_runs_is_not_taken_for_the_callers_own(tmp_path: Path) -> None:
+    number = FIRST + 12
+    ours = range(number, number + 1)
+    command = ["runuser", "-u", "nobody", "--", "sleep", str(number)]
+    body = f"""
+import subprocess
+def children(pid):
+    return set(map(int, open(f"/proc/{{pid}}/task/{{pid}}/children").read().split()))
+def on_event(event):
+    if event.kind == "ready" and not os.path.exists("killed"):
+        (first,) = children(event.pid)
+        (worker,) = children(os.getpid())
+        mine = subprocess.Popen(["sleep", "1000"])
+        os.kill(worker, signal.SIGKILL)
+        while first not in children(os.getpid()): time.sleep(0.001)
+        open("killed", "w").write(f"{{first}} {{mine.pid}}\\n")
+daemonkit.supervise({command!r}, on_event=on_event)
+"""
+    with supervising(tmp_path, body) as supervisor:
+        first, mine = map(
+            int,
+            eventually(
+                lambda: (tmp_path / "killed").read_text().endswith("\n") and (tmp_path / "killed").read_text().split()
+            ),
+        )
+        eventually(lambda: len(now := tree(ours)) == 1 and first not in now)
+        assert alive(mine)
+        os.kill(mine, signal.SIGKILL)
+        supervisor.process.terminate()
+        assert supervisor.process.wait(PATIENCE) == 0
+    eventually(lambda: not tree(ours))
+
+
 @pytest.mark.skipif(not shutil.which("prlimit"), reason="no prlimit here")
 def test_a_new_start_names_what_it_can_not_prove_to_be_left(tmp_path: Path) -> None:
     script = "prlimit --rttime=unlimited:unlimited setsid sleep 1000 & echo $! > left; wait"

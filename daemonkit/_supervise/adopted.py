@@ -50,14 +50,20 @@ class Adopted:
 
     @contextlib.contextmanager
     def callers_turn(self) -> Iterator[None]:
-        """Take the children that are started in this block, in which the caller's code runs, for its own."""
+        """Take the children that are started in this block, in which the caller's code runs, for its own.
+
+        If the worker is killed meanwhile, what its instances left comes here in the block too. Then only those in the
+        caller's own session, which no instance is in, are taken for it; the others are left to proof.
+        """
         before = children_of("self")
         try:
             yield
         finally:
             started = set(children_of("self")).difference(before)
-            self._own |= started
             self._had_own |= bool(started)
+            if self.worker and start_of(self.worker) is None:
+                started = {pid for pid in started if marks.session_of(pid) == os.getsid(0)}
+            self._own |= started
 
     def reap(self) -> None:
         """Reap what came here and has ended. With other threads nobody can tell it from what those have started."""
