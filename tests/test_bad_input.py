@@ -242,3 +242,13 @@ def test_a_stdout_that_can_not_be_flushed_is_an_error_before_any_fork(tmp_path: 
             stderr=-1,
         )
     assert done.stderr == "[Errno 28] No space left on device ['program.py']\n"
+
+
+@pytest.mark.parametrize(
+    "call", ["spawn_detached('true x')", "supervise('true x')", "supervise(['true'], ready_check='true x')"]
+)
+def test_a_command_line_in_place_of_a_list_is_answered_with_one_that_every_call_takes(
+    tmp_path: Path, call: str
+) -> None:
+    done = run(tmp_path, f"try: daemonkit.{call}\nexcept TypeError as error: print(error)")
+    assert "a command line is ['sh', '-c', 'true x']" in done.stdout

@@ -28,7 +28,7 @@ def command_of(args: object, executable: Path | None, *, shell: bool) -> tuple[t
     if not isinstance(args, (list, tuple)) and isinstance(args, (str, bytes, os.PathLike)):
         if not shell:
             raise TypeError(
-                f"args must be a sequence such as [{args!r}], not {args!r}; for a command line give shell=True"
+                f"args must be a sequence such as [{args!r}], not {args!r}; a command line is ['sh', '-c', {args!r}]"
             )
         args = [args]
     if not isinstance(args, (list, tuple, Sequence)):
