@@ -48,7 +48,15 @@ print("instance", number, "on", host, flush=True)
 while True:
     signal.pause()
 """
-
+TWO_INSTANCES = """
+[apps.web]
+command = "python web.py"
+cwd = "/srv/site"
+instances = 2
+wait_ready = true
+stop_timeout = 5
+restart = "always"
+"""
 
 CRASH = """
 import sys, time

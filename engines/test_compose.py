@@ -9,23 +9,12 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from apps import CRASHING, manifest, told
+from apps import CRASHING, TWO_INSTANCES, manifest, told
 from nodes import Node, eventually, process_1, programs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
-
-
-APP = """
-[apps.web]
-command = "python web.py"
-cwd = "/srv/site"
-instances = 2
-wait_ready = true
-stop_timeout = 5
-restart = "always"
-"""
 
 
 @pytest.fixture
@@ -51,7 +40,7 @@ def _healthy(node: Node) -> list[str]:
 
 
 def test_a_killed_process_1_is_restarted_once(docker, compose, seen) -> None:
-    compose(APP)
+    compose(TWO_INSTANCES)
     seconds = eventually(lambda: len(_healthy(docker)) == 2)
     seen(f"compose: both replicas healthy {seconds:.1f} s after docker-compose up")
     victim = _healthy(docker)[0]
@@ -72,14 +61,17 @@ def test_a_killed_process_1_is_restarted_once(docker, compose, seen) -> None:
 def test_crashes_and_delays_are_those_of_daemonkit_up(docker, compose, under_up, seen) -> None:
     compose(CRASHING.format(folder="/srv/site"))
     (container,) = _containers(docker)
-    log = lambda: docker.run("sh", "-c", 'docker logs "$0" 2>&1', container)  # noqa: E731
-    eventually(lambda: told(log())[: len(under_up)] == under_up)
+
+    def seen_by_docker() -> list[str]:
+        return told(docker.run("sh", "-c", 'docker logs "$0" 2>&1', container))
+
+    eventually(lambda: seen_by_docker()[: len(under_up)] == under_up)
     eventually(lambda: _containers(docker)[container]["RestartCount"] >= 1)
     seen("compose: given up after the restarts of daemonkit up, then started anew by Docker, without an end")
 
 
 def test_a_reload_is_made_inside(docker, compose) -> None:
-    compose(APP)
+    compose(TWO_INSTANCES)
     eventually(lambda: len(_healthy(docker)) == 2)
     before = set(programs(docker))
     for container in _containers(docker):

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from apps import manifest
+from apps import TWO_INSTANCES, manifest
 from conftest import start_docker
 from nodes import Node, eventually, programs
 
@@ -15,15 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-APP = """
-[apps.web]
-command = "python web.py"
-cwd = "/srv/site"
-instances = 2
-wait_ready = true
-stop_timeout = 5
-restart = "always"
-"""
 VERSION = 'version: "3.9"\n'
 """Debian's client asks for it; later ones ignore it."""
 
@@ -38,7 +29,7 @@ def swarm(docker: Node, build: Callable[[Node], None], base: Path, tmp_path: Pat
         docker.run("docker", "swarm", "init", f"--advertise-addr={docker.address}")
         token = docker.run("docker", "swarm", "join-token", "-q", "worker")
         worker.run("docker", "swarm", "join", f"--token={token}", f"{docker.address}:2377")
-        text = manifest(tmp_path, APP, "compose")
+        text = manifest(tmp_path, TWO_INSTANCES, "compose")
         docker.write("/srv/swarm/compose.yaml", VERSION + text)
         deploy = ["docker", "stack", "deploy", "--resolve-image=never", "-c", "compose.yaml", "site"]
         docker.run(*deploy, cwd="/srv/swarm")
