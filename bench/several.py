@@ -120,10 +120,8 @@ def tools(folder: Path) -> dict[str, Tool]:
 
 def pss_of(folder: Path) -> float:
     """Return the MiB of all processes of a folder: what each has alone, and its share of the rest."""
-    total, marks = (
-        0,
-        {f"{name}={folder}/{end}".encode() for name, end in (("DAEMONKIT_HOME", "home"), ("PM2_HOME", "pm2"))},
-    )
+    marks = {f"DAEMONKIT_HOME={folder}/home".encode(), f"PM2_HOME={folder}/pm2".encode()}
+    total = 0
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if marks & {*(process / "environ").read_bytes().split(b"\0")}:
