@@ -34,6 +34,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import IO
 
+    from daemonkit._spawn.ends import Streams
     from daemonkit._system.streams import Path, StreamOption
 
 
@@ -111,7 +112,7 @@ def _launch(  # noqa: PLR0913, PLR0917 - the plan, and what is still to be opene
     plan: Plan,
     program: str | bytes,
     args: object,
-    options: tuple[StreamOption, StreamOption, StreamOption],
+    options: Streams,
     data: bytes | bytearray | memoryview | None,
     hold: Hold | None,
     timeout: float | None,

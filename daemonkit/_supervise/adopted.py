@@ -22,10 +22,8 @@ from daemonkit._system.process import children_of, start_of
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import Final
 
 _logger = logging.getLogger("daemonkit")
-_END: Final = 5.0  # seconds until a process that was killed is given up: it hangs in the kernel
 
 
 class Adopted:
@@ -114,7 +112,7 @@ class Adopted:
         except PermissionError:
             self._give_up(pid, "was left by an instance and belongs to another user, so it can't be ended from here")
             return
-        wait_for_end(pid, _END)
+        wait_for_end(pid, marks.END)
         with contextlib.suppress(ChildProcessError):
             if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG) is None:
                 self._give_up(pid, "was left by an instance and does not end, though it was killed")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 RUNS: Final = 1 << 20  # of one worker process
 WORKERS: Final = 1 << (RUN_BITS - 20)  # of one supervisor
-_END: Final = 5.0  # seconds until a process that was killed is given up: it hangs in the kernel
+END: Final = 5.0  # seconds until a process that was killed is given up: it hangs in the kernel
 
 
 def base() -> int:
@@ -174,7 +174,7 @@ def _buried(pidfds: dict[int, int]) -> set[int]:
     for pid, pidfd in pidfds.items():
         poller = poll()
         poller.register(pidfd, select.POLLIN)
-        if not poller.poll(_END * 1000):
+        if not poller.poll(END * 1000):
             late.add(pid)
         _bury(pidfd)
         close(pidfd)
