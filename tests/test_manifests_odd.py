@@ -54,6 +54,13 @@ def test_words_and_values_arrive_as_they_are(author: Author, odd: str) -> None:
     assert task["Config"]["args"][-2:] == ["program", odd] and task["Env"]["VALUE"] == odd
 
 
+def test_kubernetes_is_told_the_number_of_a_user_also_of_root(author: Author) -> None:
+    text = author.unit("kubernetes", app("web", user="root", group="no-such-group"))
+    assert yaml.safe_load(text)["spec"]["template"]["spec"]["securityContext"]["runAsUser"] == 0
+    assert "runAsUser is a number: 0 on this machine" in text
+    assert "runAsGroup is a number: unknown on this machine" in text
+
+
 def test_a_batch_script_runs_the_program_with_the_same_words_in_the_same_environment(author: Author) -> None:
     odd = [word for word in ODD if word]
     value = "".join(odd)

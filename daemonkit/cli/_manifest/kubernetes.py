@@ -96,9 +96,8 @@ def _security(replica: Replica) -> dict[str, Any]:
         if number is not None:
             context[field] = number
         if name is not None and name != number:
-            replica.remark(
-                option, f"{field} is a number: {number or 'unknown'} on this machine; give that of the image"
-            )
+            here = "unknown" if number is None else number
+            replica.remark(option, f"{field} is a number: {here} on this machine; give that of the image")
     if context.get("runAsUser"):
         context["runAsNonRoot"] = True
     return context
