@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _PATTERN: Final = re.compile(r"[][A-Za-z0-9._*?!-]*[][*?][][A-Za-z0-9._*?!-]*")
+LOOK: Final = 0.1  # seconds between two looks at a file: the standard library can't wait for a change (inotify)
+MARGIN: Final = 5.0  # seconds that the supervisor itself may take, beyond its instances' timeouts
 _PARTS: Final = ("json", "state", "stopped", "next")
 
 

@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 
     from daemonkit.cli._app import Settings
 
-_LOOK: Final = 0.1  # seconds between two looks at a file: the standard library can't wait for a change (inotify)
 _PORT_TAKEN: Final = ("address already in use", "eaddrinuse")  # strerror(3), and Node's word
-_MARGIN: Final = 5.0  # seconds that the supervisor itself may take, beyond its instances' stop timeout
 
 
 def stop_app(app: App, *, for_good: bool = True) -> bool:
@@ -39,7 +37,7 @@ def stop_app(app: App, *, for_good: bool = True) -> bool:
     holder = app.holder()
     try:
         with _say.progress(f"stopping {app.name}"):
-            in_time = stop(app.pidfile, float(settings.get("stop_timeout", 10.0)) + _MARGIN)
+            in_time = stop(app.pidfile, float(settings.get("stop_timeout", 10.0)) + _app.MARGIN)
     except NotRunningError:
         if app.holder():  # another tool's process, or one in another PID namespace
             raise
@@ -167,7 +165,7 @@ def reload_app(app: App, settings: Settings | None = None) -> None:
             if now["reload"]["number"] > number and now["reload"]["outcome"] != UNDER_WAY:
                 _check_outcome(app, now["reload"], before)
                 return
-            process.wait_for_end(_LOOK)
+            process.wait_for_end(_app.LOOK)
     if not process.running:
         raise _say.Failure(f"{app.name} ended during the reload; see {app.logs()[0]}")
     raise _say.Failure(

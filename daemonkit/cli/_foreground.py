@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 _HEARD: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 _LAST_WORDS: Final = 5.0  # seconds that a reader has to take the rest of the output
 _BEGIN: Final = 5.0  # seconds, far more than a supervisor takes to begin
-_LOOK: Final = 0.1  # seconds between two looks at a file: the standard library can't wait for a change (inotify)
 
 
 def run_file(options: argparse.Namespace) -> int:
@@ -410,4 +409,4 @@ def _wait_until_begun(app: App) -> None:
     """Wait until an app that has just been started can be reloaded."""
     end = time.monotonic() + _BEGIN
     while not app.running_state() and time.monotonic() < end:
-        pause(_LOOK)
+        pause(_app.LOOK)

@@ -107,6 +107,15 @@ def fits(value: object, schema: dict[str, Any]) -> bool:
 _JSON_TYPES: Final = {str: "string", bool: "boolean", int: "integer", float: "number", list: "array", dict: "object"}
 
 
+def texts_in(value: object) -> list[str]:
+    """Return all texts in a value: itself, or those in a list or a table, with the table's keys."""
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    if isinstance(value, list):
+        return [text for one in value for text in texts_in(one)]
+    return [value] if isinstance(value, str) else []
+
+
 def read(option: Option, value: Any, folder: str) -> object:  # noqa: ANN401 - whatever the file has
     """Return the setting for a value of the fitting type; ValueError, KeyError if the option refuses it."""
     if option.parse is None:

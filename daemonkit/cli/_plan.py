@@ -80,12 +80,17 @@ def with_what_they_come_after(file: AppFile, names: Iterable[str]) -> list[str]:
     """Return these apps and all that they come after, those first that others come after; no names: all apps."""
     if unknown := next((name for name in names if name not in file.apps), None):
         raise LookupError(f"{file.path}: there is no app {unknown} in it; it has {', '.join(file.apps)}")
-    order = in_order({name: wish.after for name, wish in file.apps.items()})
+    order = order_of(file)
     chosen = set(names) or set(order)
     for name in reversed(order):
         if name in chosen:
             chosen.update(file.apps[name].after)
     return [name for name in order if name in chosen]
+
+
+def order_of(file: AppFile) -> list[str]:
+    """Return a file's apps, each after those that it comes after."""
+    return in_order({name: wish.after for name, wish in file.apps.items()})
 
 
 def in_order(after: Mapping[str, Iterable[str]]) -> list[str]:

@@ -31,7 +31,6 @@ _INTERRUPTED: Final = 130  # as a shell has it: 128 + SIGINT
 LAST_LINES: Final = 10
 _LAST_BYTES: Final = 1 << 16
 _MARGIN: Final = 5.0  # seconds in which a supervisor that has nothing left to do ends
-_LOOK: Final = 0.1  # seconds between two looks at a file: the standard library can't wait for a change (inotify)
 _LOOKS: Final = 20
 _RUNNERS: Final = {
     ".js": "node ",
@@ -215,7 +214,7 @@ def _settled_holder(app: App) -> Holder | None:
         holder = app.holder()
         if holder is None or not holder.locked_by_daemonkit or app.state_of(holder):
             break
-        wait_for_end(holder.pid, _LOOK)
+        wait_for_end(holder.pid, _app.LOOK)
     return holder
 
 

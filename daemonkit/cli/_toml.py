@@ -73,7 +73,7 @@ class Toml:
         for key, value in table.items():
             option = _kinds.BY_NAME.get(key)
             kind = _OWN[key] if key in _OWN or option is None else _kinds.kind_of(option)
-            if not _kinds.fits(value, kind.schema) or any("\0" in text for text in _texts(value)):
+            if not _kinds.fits(value, kind.schema) or any("\0" in text for text in _kinds.texts_in(value)):
                 self._refuse(place, key, f"must be {kind.what}, not {shown(value)}")
             if key == "command":
                 found[key] = self._command(place, value)
@@ -126,9 +126,3 @@ class Toml:
         where = " ".join(part for part in (place, key) if part)
         separator = "" if not where else " " if reason.startswith("must ") else ": "
         raise ValueError(f"{self._path}: {where}{separator}{reason}")
-
-
-def _texts(value: object) -> Iterable[str]:
-    if isinstance(value, dict):
-        value = [*value, *value.values()]
-    return [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]

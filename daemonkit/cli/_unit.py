@@ -9,7 +9,7 @@ import sys
 
 from daemonkit.cli import _app, _appfile, _say
 from daemonkit.cli._options import words_of
-from daemonkit.cli._plan import in_order
+from daemonkit.cli._plan import in_order, order_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 _START: Final = 90.0  # seconds; systemd's own limit
 _PLAIN: Final = re.compile(r"((\w+=[\w./:@%+,=-]*|#.*|)(\n|$))*")
 """An environment file that every reader takes alike: it has no quotes, $, spaces."""
-_MARGIN: Final = 5.0  # seconds that the supervisor itself may take, beyond its instances' stop timeout
 
 
 def unit(options: argparse.Namespace) -> int:
@@ -84,7 +83,7 @@ def _wanted(options: argparse.Namespace) -> list[Wanted]:
     others = {path: text for path, text in (file.texts or {}).items() if path != file.path and _PLAIN.fullmatch(text)}
     read = {os.path.relpath(path, folder): _appfile.variables_of(path) for path in others}
     apps = []
-    for name in in_order({name: wish.after for name, wish in file.apps.items()}):
+    for name in order_of(file):
         settings, after = file.apps[name]
         env = settings.get("env", {}).items()
         files = {path: variables for path, variables in read.items() if variables.items() <= env}
@@ -127,11 +126,11 @@ def unit_of_file(file: AppFile, *, of_user: bool = False) -> str:
 def _longest(file: AppFile, option: str, default: float) -> float:
     """Return how long all apps take at most, one after the other where one comes after another."""
     until: dict[str, float] = {}
-    for name in in_order({name: wish.after for name, wish in file.apps.items()}):
+    for name in order_of(file):
         wish = file.apps[name]
-        own = wish.settings.get(option, default) + _MARGIN
+        own = wish.settings.get(option, default) + _app.MARGIN
         until[name] = own + max((until[other] for other in wish.after), default=0.0)
-    return max(until.values()) - _MARGIN
+    return max(until.values()) - _app.MARGIN
 
 
 def _text(  # noqa: PLR0913, PLR0917 - what a unit is made of
@@ -154,7 +153,7 @@ def _text(  # noqa: PLR0913, PLR0917 - what a unit is made of
     order = (f"After={after}\n" if after else "") + (f"Wants={' '.join(others)}\n" if others else "")
     target = "default.target" if of_user else "multi-user.target"
     command = " ".join(_quoted(word.replace("$", "$$")) for word in arguments)  # systemd expands $
-    start_timeout, stop_timeout = max(_START, start_timeout + _MARGIN), stop_timeout + _MARGIN
+    start_timeout, stop_timeout = max(_START, start_timeout + _app.MARGIN), stop_timeout + _app.MARGIN
     return (
         f"[Unit]\nDescription={description.replace('%', '%%')}\n{order}\n"
         f"[Service]\n# {remark}\n"

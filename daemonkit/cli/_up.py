@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from daemonkit.cli._plan import Step
     from daemonkit.cli._tasks import Outcome, Task
 
-_LOOK: Final = 0.1  # seconds between two looks at a file: the standard library can't wait for a change (inotify)
 _TRIES: Final = 5  # somebody else may have started or stopped the app since it was looked at
 _UNDER_WAY: Final = {START: "is starting", CHANGE: "is changing", FORGET: "is stopping", KEEP: "is looked at"}
 _WOULD: Final = {START: "would be started", CHANGE: "would be changed", FORGET: "would be stopped and forgotten"}
@@ -208,7 +207,7 @@ def _settled(app: App, path: str) -> Found | None:
         else:
             if found.state != "starting" or holder is None:
                 return found
-        wait_for_end(holder.pid, _LOOK)
+        wait_for_end(holder.pid, _app.LOOK)
 
 
 def _change(app: App, settings: Settings, why: tuple[str, ...]) -> str:

@@ -10,6 +10,7 @@ from collections import namedtuple
 
 from daemonkit.cli import _app
 from daemonkit.cli._import import toml
+from daemonkit.cli._kinds import texts_in
 from daemonkit.cli._manifest.mapping import cell, fields
 from daemonkit.cli._options import words_of
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 HOME: Final = "/tmp/daemonkit"  # noqa: S108 - in the replica; the command refuses a directory that is not its user's
 AGAIN: Final = 'a program that ends with 0 is started again too; for one that has an end say restart = "never"'
-_MARGIN: Final = 5.0  # seconds that the supervisor itself may take, beyond its instances' stop timeout
 _FOR_EVER: Final = 365 * 86400  # seconds; engines know no infinity
 _OWN_MEMORY: Final = 64 << 20  # bytes that the supervisor itself may take
 _ALL_V4: Final = "0.0.0.0"  # noqa: S104 - in the replica, which is reached as the engine allows
@@ -90,11 +90,11 @@ class Replica:
     @property
     def grace(self) -> int:
         """Whole seconds within which it has ended after the request to."""
-        return _whole(self.settings.get("stop_timeout", 10.0) + _MARGIN)
+        return _whole(self.settings.get("stop_timeout", 10.0) + _app.MARGIN)
 
     @property
     def start_timeout(self) -> int:
-        return _whole(self.settings.get("start_timeout", 30.0) + _MARGIN)
+        return _whole(self.settings.get("start_timeout", 30.0) + _app.MARGIN)
 
     @property
     def memory(self) -> int:
@@ -108,7 +108,7 @@ class Replica:
     @property
     def uses_number(self) -> bool:
         """Whether the instance's number matters."""
-        return any(sign in text for text in _texts(self._own()) for sign in ("{instance}", "DAEMONKIT_INSTANCE"))
+        return any(sign in text for text in texts_in(self._own()) for sign in ("{instance}", "DAEMONKIT_INSTANCE"))
 
     def _own(self) -> Settings:
         return {key: value for key, value in self.settings.items() if key != "environment"}
@@ -211,15 +211,7 @@ def comments(remarks: Iterable[str]) -> str:
 def _check_text(name: str, settings: Mapping[str, Any]) -> None:
     for option, value in settings.items():
         try:
-            for text in _texts(value):
+            for text in texts_in(value):
                 text.encode()
         except UnicodeEncodeError:
             raise ValueError(f"{name}: {option}: it is not UTF-8, which a manifest has to be") from None
-
-
-def _texts(value: object) -> Iterable[str]:
-    if isinstance(value, dict):
-        value = [*value, *value.values()]
-    if isinstance(value, list):
-        return [text for one in value for text in _texts(one)]
-    return [value] if isinstance(value, str) else []
