@@ -29,7 +29,8 @@ ODD = [
     "", " ", " a", "a: b", "# no comment", "- a", "{{.Task.Slot}}", "$HOME", "${HOME}", "$$", "$(HOME)", "%h", "`id`",
     "it's", 'a "b"', "back\\slash", "a\nb", "a\r\nb\t", "\x1b[1m", "\x85", "\u2028", "caf\xe9", "\U0001f600", "*", "&a", "!b",
 ]  # fmt: skip
-SHOW = "import json, os, sys; print(json.dumps([sys.argv[1:], os.environ['VALUE']]))"
+SHOW = "import json, os, sys; sys.stdout.write(json.dumps([sys.argv[1:], os.environ['VALUE']]) + '\\n')"
+"""In one write(2): print() makes two without a buffer, and a line of daemonkit's own may come between them."""
 
 
 def unescaped(value: Any) -> Any:
