@@ -284,6 +284,8 @@ LOST = {
     ),
     "an environment of LMDB": ("import lmdb; e = lmdb.open('db')", ["lock.mdb"]),
     "an alarm": ("signal.alarm(1000)", ["signal.alarm()"]),
+    "a timer of CPU time": ("signal.setitimer(signal.ITIMER_VIRTUAL, 1000)", ["signal.setitimer()"]),
+    "a profiler's timer": ("signal.setitimer(signal.ITIMER_PROF, 1000)", ["signal.setitimer()"]),
     "a lock by flock(2)": ("import fcntl; f = open('one.lock', 'w'); fcntl.flock(f, fcntl.LOCK_EX)", []),
 }
 

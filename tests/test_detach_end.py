@@ -98,6 +98,13 @@ def test_sigterm_in_a_task_group_ends_it_with_0_and_is_no_crash(tmp_path: Path, 
     assert not (tmp_path / "pid").exists()
 
 
+IN_THE_END = """
+        def in_the_end():
+            "Tell whether the interpreter waits for the threads: its outermost frame is not the program's then."
+            frame = sys._current_frames()[threading.main_thread().ident]
+            while frame.f_back: frame = frame.f_back
+            return frame.f_code.co_name == "_shutdown"
+"""
 WAITING = {
     "a thread": "threading.Thread(target=wait).start()",
     "an executor": "import concurrent.futures; concurrent.futures.ThreadPoolExecutor(1).submit(wait)",
@@ -110,8 +117,9 @@ def test_sigterm_is_no_error_where_the_body_is_over_and_its_threads_go_on(tmp_pa
         tmp_path,
         f"""
         import atexit
-        def wait():  # in the end
-            while sys._current_frames()[threading.main_thread().ident].f_globals["__name__"] == "__main__": time.sleep(0.01)
+        {IN_THE_END}
+        def wait():
+            while not in_the_end(): time.sleep(0.01)
             report()
             while True: time.sleep(0.1)
         atexit.register(print, "exit handler")
@@ -122,6 +130,64 @@ def test_sigterm_is_no_error_where_the_body_is_over_and_its_threads_go_on(tmp_pa
     assert stop(reported(tmp_path)["pid"]) == 0
     assert (tmp_path / "log").read_text() == "exit handler\n"
     assert not (tmp_path / "pid").exists()
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["a hook of the program's own", "the interpreter's hook"])
+def test_other_errors_are_still_shown_where_sigterm_ends_the_wait_for_threads(tmp_path: Path, own: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    hook = "sys.unraisablehook = lambda one: print('hook:', repr(one.exc_value), flush=True)"
+    run(
+        tmp_path,
+        f"""
+        import atexit
+        class Bad:
+            def __del__(self): raise ValueError("bad")
+        atexit.register(Bad)
+        {hook if own else ""}
+        {IN_THE_END}
+        def wait():
+            while not in_the_end(): time.sleep(0.01)
+            report()
+            while True: time.sleep(0.1)
+        with daemonkit.detached(stdout="log", stderr=daemonkit.STDOUT, working_directory="."):
+            threading.Thread(target=wait).start()
+    """,
+    )
+    assert stop(reported(tmp_path)["pid"]) == 0
+    text = (tmp_path / "log").read_text()
+    assert text == "hook: ValueError('bad')\n" if own else "ValueError: bad" in text
+    assert "SystemExit" not in text
+
+
+def test_an_exit_hides_nothing_where_the_body_goes_on(tmp_path: Path) -> None:
+    run(
+        tmp_path,
+        """
+        class Bad:
+            def __del__(self): sys.exit("bad")
+        with daemonkit.detached(stderr="log", working_directory="."):
+            try:
+                report()
+                wait()
+            finally:
+                Bad()
+    """,
+    )
+    assert stop(reported(tmp_path)["pid"]) == 0
+    assert "SystemExit: bad" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize("detach", [True, False], ids=["detached", "in the foreground"])
+def test_an_exit_with_a_bad_status_in_a_task_group_is_no_good_end(tmp_path: Path, detach: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    done = run(
+        tmp_path,
+        f"""
+        with daemonkit.detached(stderr="err", working_directory=".", detach_process={detach}):
+            report()
+            raise BaseExceptionGroup("in a task", [SystemExit(3)])
+    """,
+    )
+    assert (ended(reported(tmp_path)["pid"]) if detach else done.returncode) == 1
+    assert "SystemExit: 3" in (tmp_path / "err").read_text()
 
 
 LOGGING = {

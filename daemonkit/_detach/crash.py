@@ -51,13 +51,15 @@ def hide_exit_from_shutdown(frame: FrameType | None) -> None:
     """
     while frame and frame.f_back:
         frame = frame.f_back
-    if frame and frame.f_globals is vars(threading):
-        sys.unraisablehook = _show_all_but_exits
+    if not frame or frame.f_globals is not vars(threading):
+        return
+    show = sys.unraisablehook  # which may be the program's own
 
+    def show_all_but_exits(unraisable: sys.UnraisableHookArgs) -> None:
+        if not issubclass(unraisable.exc_type, SystemExit):
+            show(unraisable)
 
-def _show_all_but_exits(unraisable: sys.UnraisableHookArgs) -> None:
-    if not issubclass(unraisable.exc_type, SystemExit):
-        sys.__unraisablehook__(unraisable)
+    sys.unraisablehook = show_all_but_exits
 
 
 def is_exit_in_a_group(error: BaseException | None) -> bool:

@@ -59,9 +59,18 @@ class Adopted:
         finally:
             started = set(children_of("self")).difference(before)
             self._had_own |= bool(started)
-            if self.worker and start_of(self.worker) is None:
+            if self._worker_has_ended():
                 started = {pid for pid in started if marks.session_of(pid) == os.getsid(0)}
             self._own |= started
+
+    def _worker_has_ended(self) -> bool:
+        """Ask the kernel, not /proc: where the caller's code left no descriptor, this must not fail."""
+        if not self.worker:
+            return False
+        try:
+            return os.waitid(os.P_PID, self.worker, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        except ChildProcessError:
+            return True
 
     def reap(self) -> None:
         """Reap what came here and has ended. With other threads nobody can tell it from what those have started."""
