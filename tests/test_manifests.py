@@ -20,7 +20,7 @@ from shell import QUICK, Shell, one_line
 
 from daemonkit.cli import _kinds, _options
 from daemonkit.cli._manifest import mapping
-from daemonkit.cli._parser import parse
+from daemonkit.cli._typed import parse
 from daemonkit.cli._unit import unit, unit_of
 
 if TYPE_CHECKING:

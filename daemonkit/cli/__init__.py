@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib import import_module
 
 from daemonkit import _is_available
 
@@ -24,7 +23,7 @@ _INTERRUPTED: Final = 130  # as a shell has it: 128 + SIGINT
 def script() -> NoReturn:
     """Run as the program `daemonkit`; does not return.
 
-    Everything is flushed by then. To take the interpreter apart as well would take longer than to load argparse.
+    Everything is flushed by then. To take the interpreter apart as well would take longer than `ls`.
     """
     os._exit(main())
 
@@ -49,14 +48,15 @@ def _run(arguments: Sequence[str]) -> int:
 
         _say.say(unavailable("it"))
         return 1
-    from daemonkit.cli import _parser
+    from daemonkit.cli import _typed
 
     debug = False
     try:
-        options = _parser.parse(arguments)
+        options = _typed.parse(arguments)
         debug = options.debug
         module, _, name = options.where.partition(".")
-        return int(getattr(import_module(f"daemonkit.cli.{module}"), name)(options))
+        room = __import__(f"daemonkit.cli.{module}", fromlist=[name])  # importlib would be loaded for it
+        return int(getattr(room, name)(options))
     except _say.Usage as error:
         _say.say(str(error))
         return _USAGE

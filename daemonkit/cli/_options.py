@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 import re
@@ -13,10 +12,12 @@ from daemonkit._system.signals import signal_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from argparse import Namespace
     from collections.abc import Callable, Mapping
     from typing import Any, Final
 
     from daemonkit.cli._app import Settings
+    from daemonkit.cli._commands import Taking
 
 
 _MOST_INSTANCES: Final = 1 << 22  # as supervise() has it, whose import takes longer
@@ -241,13 +242,15 @@ def _typed(option: Option) -> Callable[[str], object]:
         try:
             return option.parse(text) if option.parse else True
         except (ValueError, KeyError) as error:
+            import argparse
+
             hint = f"; {error}" if isinstance(error, _HintError) else ""
             raise argparse.ArgumentTypeError(f"invalid {option.metavar}: {text!r}{hint}") from error
 
     return convert
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: Taking) -> None:
     for option in OPTIONS:
         if option.parse is None:
             parser.add_argument(*option.flags, help=option.what, action="store_const", const=True)
@@ -265,11 +268,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_count(parser: argparse.ArgumentParser) -> None:
+def add_count(parser: Taking) -> None:
     parser.add_argument("count", metavar="N", type=_typed(OPTIONS[0]), help='how many, or "auto": one per usable CPU')
 
 
-def settings_of(options: argparse.Namespace) -> Settings:
+def settings_of(options: Namespace) -> Settings:
     """Return what was asked for, by the names of `supervise`'s arguments."""
     settings = {option.name: value for option in OPTIONS if (value := getattr(options, option.name)) is not None}
     variables: dict[str, str] = {}
