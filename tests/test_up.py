@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -457,7 +458,7 @@ def test_without_python_dotenv_the_message_says_what_to_install(site: Site) -> N
     site.write("raise ImportError\n", "dotenv.py")
     site.environment["PYTHONPATH"] = str(site.folder)
     said = one_line(site("up", status=1).stderr)
-    assert said.endswith("can't be read without python-dotenv: pip install 'daemonkit[cli]'\n")
+    assert said.endswith(f"without python-dotenv; install it: {sys.executable} -m pip install python-dotenv\n")
 
 
 def test_what_is_done_at_once_is_told_as_done(site: Site) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections import namedtuple
 
 TYPE_CHECKING = False
@@ -122,13 +123,18 @@ def variables_of(path: str, texts: dict[str, str] | None = None) -> dict[str, st
     try:
         from dotenv import dotenv_values, parser  # the extra "cli"
     except ImportError:
-        raise ValueError(f"{path} can't be read without python-dotenv: pip install 'daemonkit[cli]'") from None
+        raise ValueError(f"{path} can't be read without python-dotenv; {way_to_have('python-dotenv')}") from None
     import io
 
     for binding in parser.parse_stream(io.StringIO(text)):
         if binding.error:
             raise ValueError(f"{path}: line {binding.original.line} is not NAME=VALUE")
     return {name: value for name, value in dotenv_values(stream=io.StringIO(text)).items() if value is not None}
+
+
+def way_to_have(package: str) -> str:
+    """Return how to install a package of the extra "cli" beside this daemonkit, which need not come from an index."""
+    return f"install it: {sys.executable or 'python'} -m pip install {package}"
 
 
 def suggestion(key: str, keys: Sequence[str], value: object = None) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from daemonkit.cli._appfile import way_to_have
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
@@ -19,7 +21,7 @@ def dump(value: object) -> str:
     try:
         import yaml  # the extra "cli"
     except ImportError:
-        raise ValueError('YAML can\'t be written without PyYAML: pip install "daemonkit[cli]"') from None
+        raise ValueError(f"YAML can't be written without PyYAML; {way_to_have('pyyaml')}") from None
 
     class Dumper(yaml.SafeDumper):
         def ignore_aliases(self, _data: Any) -> bool:  # noqa: ANN401 - as there
