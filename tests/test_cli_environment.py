@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import sys
 import venv
 from typing import TYPE_CHECKING
 
 import pytest
 from harness import eventually
-from shell import one_line
+from shell import QUICK, one_line
+
+import daemonkit
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -157,3 +160,21 @@ def test_a_directory_that_was_unpacked_anew_serves_the_next_run(shell: Shell, ve
 def test_a_pwd_that_is_another_directory_is_not_believed(shell: Shell) -> None:
     shell.start("web", env={**shell.environment, "PWD": "/"})
     assert shell.report("web")["cwd"] == str(shell.folder)
+
+
+CORE = ("sh", "-c", "grep 'Max core' /proc/self/limits >core.tmp; mv core.tmp core; exec sleep 1000")
+
+
+@pytest.mark.parametrize("way", ["start", "spawn"])
+def test_a_program_has_the_callers_limits_of_core_dumps(shell: Shell, way: str) -> None:
+    """A daemon of Python's own may write none, as its memory may hold secrets; what it runs is the user's matter."""
+    options = ["web", *QUICK] if way == "start" else ["--pidfile", "core.pid"]
+    hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
+    soft = 4096 if hard == resource.RLIM_INFINITY else hard
+    shell(way, *options, "--", *CORE, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CORE, (soft, hard)))
+    try:
+        said = eventually((shell.folder / "core").read_text).split()
+        assert said[4:6] == ["unlimited" if one == resource.RLIM_INFINITY else str(one) for one in (soft, hard)]
+    finally:
+        if way == "spawn":
+            daemonkit.stop(shell.folder / "core.pid")

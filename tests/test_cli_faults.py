@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import harness
@@ -177,6 +178,27 @@ def test_a_pidfile_that_another_tool_holds_is_left_alone(shell: Shell) -> None:
             for verb in ("stop", "delete", "restart", "start"):
                 assert "another tool" in one_line(shell(verb, "web", status=1).stderr)
             assert stranger.poll() is None and (shell.home / "web.pid").read_text() == f"{stranger.pid}\n"
+        finally:
+            stranger.kill()
+
+
+def test_a_number_that_a_strangers_process_was_given_after_a_power_cut_is_not_the_apps(shell: Shell) -> None:
+    """The clock of a machine without a battery is behind then, and the pidfile is dated in the future."""
+    shell.start("web")
+    os.kill(supervisor := shell.report("web")["pid"], signal.SIGKILL)
+    eventually(lambda: not alive(supervisor))
+    with subprocess.Popen(["sleep", "1000"]) as stranger:
+        try:
+            pidfile = shell.home / "web.pid"
+            pidfile.write_text(f"{stranger.pid}\n")
+            os.utime(pidfile, (time.time() + 3600,) * 2)
+            report = shell.report("web")
+            assert (report["state"], report["pid"]) == ("failed", None)
+            for verb in ("start", "restart"):
+                shell(verb, "web")
+                assert shell.report("web")["pid"] not in {None, stranger.pid}
+            shell("delete", "web")
+            assert stranger.poll() is None
         finally:
             stranger.kill()
 
