@@ -211,7 +211,7 @@ def test_a_program_frozen_by_pyinstaller_under_nohup_starts_what_it_was_told_and
 def test_in_uwsgi_it_starts_the_program_and_not_uwsgi(tmp_path: Path) -> None:
     # Not one on PATH, which may be without a Python, or with another.
     if not (uwsgi := shutil.which("uwsgi", path=str(Path(sys.executable).parent))):
-        pytest.skip("takes uwsgi: pip install uwsgi")
+        pytest.skip("takes uwsgi: pip install pyuwsgi")
     body = """
     print("run", file=open("trace", "a"))
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
