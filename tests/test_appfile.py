@@ -11,7 +11,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from daemonkit.cli import _appfile, _kinds, _schema
@@ -278,6 +278,8 @@ VALUES = st.one_of(
 
 @settings(deadline=None)
 @given(key=st.sampled_from([*_kinds.BY_NAME, "command", "after"]), value=VALUES)
+@example("log_format", "")
+@example("user", -1)
 def test_what_the_schema_refuses_the_reader_refuses_too(key: str, value: Any) -> None:
     apps: dict[str, dict[str, Any]] = {"a": {"command": "a"}}
     apps["a"][key] = value

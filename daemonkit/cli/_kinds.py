@@ -47,7 +47,7 @@ VARIABLES: Final = Kind(
         "additionalProperties": {"type": ["string", "number"]},
     },
 )
-_ANY_TEXT: Final = Kind("a text", _TEXT)
+_ANY_TEXT: Final = Kind("a text", {"type": "string"})
 _SWITCH: Final = Kind("true or false", {"type": "boolean"})
 _KINDS: Final = {
     "_count": Kind("a whole number from 0 on", {"type": "integer", "minimum": 0}),

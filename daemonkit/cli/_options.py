@@ -94,7 +94,7 @@ def _signal(text: str) -> str:
 
 
 def _user(text: str) -> int | str:
-    if not text:
+    if not text or text.startswith("-"):  # a number below 0, or an option whose value was forgotten
         raise ValueError
     return int(text) if text.isdigit() else text
 
