@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import os
 import signal
 import traceback
@@ -18,10 +17,17 @@ from contextlib import AbstractContextManager
 from daemon import daemon as _base
 from daemon.daemon import DaemonContext
 
-from daemonkit._constants import STDOUT, stands_for
+from daemonkit._constants import DEVNULL, STDOUT, stands_for
 from daemonkit._detach import handshake
 from daemonkit._detach.callers import refuse_callers, warn_of_losses
-from daemonkit._detach.crash import hide_exit_from_shutdown, is_exit_in_a_group, log_crash, reason_of, show_crash
+from daemonkit._detach.crash import (
+    hide_exit_from_shutdown,
+    is_exit_in_a_group,
+    log_crash,
+    logger,
+    reason_of,
+    show_crash,
+)
 from daemonkit._detach.load_ahead import load_ahead
 from daemonkit._detach.notify import connect_manager, refusals_told, tell_manager
 from daemonkit._detach.options import (
@@ -44,10 +50,11 @@ from daemonkit._system.fork import exit_status_of
 from daemonkit._system.pidfd import require_pidfds
 from daemonkit._system.reaping import reap
 from daemonkit._system.record import record
-from daemonkit._system.run_mark import set_free
+from daemonkit._system.run_mark import own_mark, set_free
 from daemonkit._system.signals import ALL_SIGNALS
 from daemonkit._system.streams import (
     STREAM_NAMES,
+    Source,
     fill_closed,
     flush_streams,
     open_source,
@@ -56,8 +63,8 @@ from daemonkit._system.streams import (
     remove_if_empty,
     reopen_log,
 )
-from daemonkit._system.unpatched import close, get_handler, renew_hubs, set_handler
-from daemonkit._system.users import Owner, change_owner, owner_of
+from daemonkit._system.unpatched import close, get_handler, pthread_sigmask, renew_hubs, set_handler
+from daemonkit._system.users import Owner, change_owner, is_own, owner_of
 from daemonkit.errors import StartError
 
 TYPE_CHECKING = False
@@ -67,9 +74,7 @@ if TYPE_CHECKING:
     from typing import Literal, NoReturn, Self
 
     from daemonkit._system.descriptors import HasFileno
-    from daemonkit._system.streams import Path, Source, StreamOption
-
-_logger = logging.getLogger("daemonkit")
+    from daemonkit._system.streams import Path, StreamOption
 
 
 @record(frozen=True)
@@ -77,6 +82,9 @@ class _Plan:
     """What the daemon is to do to itself, as the caller has prepared it."""
 
     owner: Owner
+    changes_owner: bool
+    supervised: bool
+    """Whether this program was started in an instance, which the daemon is set free of."""
     umask: int
     directory: str
     chroot: str | None
@@ -292,7 +300,7 @@ class DetachedContext(DaemonContext):
         except OSError as error:
             if signal_number is None:
                 raise
-            _logger.warning("the log was not reopened, and the old file stays in use: %s", error)
+            logger().warning("the log was not reopened, and the old file stays in use: %s", error)
         else:
             if stands_for(self.stderr, STDOUT) and self._logs:
                 os.dup2(1, 2)
@@ -320,12 +328,12 @@ class DetachedContext(DaemonContext):
             if not self.pidfile.i_am_locking():  # else acquire() refuses, and it stays as it is
                 undo.push(self.pidfile)  # before it is acquired: a signal handler may raise at once
             self.pidfile.acquire()
-        sources = self._open_sources(umask, owner, always, undo)
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        always.callback(close, null)
+        sources = self._open_sources(null, umask, owner, always, undo)
         self._logs = {
             fd: inside_root(source.path, chroot) for fd, source in enumerate(sources) if fd and source and source.path
         }
-        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        always.callback(close, null)
         own = {null} | {source.fd for source in sources if source} | ({notify.fileno()} if notify else set())
         keep = preserved | own | lock_descriptors() | handed_streams(self) | listen_fds()
         # Before the fork: every page that is touched afterwards is copied.
@@ -333,6 +341,8 @@ class DetachedContext(DaemonContext):
         flush_streams()
         return _Plan(
             owner=owner,
+            changes_owner=not is_own(owner),
+            supervised=own_mark() is not None,
             umask=umask,
             directory=directory,
             chroot=chroot,
@@ -355,15 +365,15 @@ class DetachedContext(DaemonContext):
                 return action
 
     def _open_sources(
-        self, umask: int, owner: Owner, always: contextlib.ExitStack, undo: contextlib.ExitStack
+        self, null: int, umask: int, owner: Owner, always: contextlib.ExitStack, undo: contextlib.ExitStack
     ) -> tuple[Source | None, ...]:
         """Open what 0, 1 and 2 become. In the foreground those stay that are not given."""
         sources: list[Source | None] = []
         heir = owner if owner.groups is not None else None  # whoever it becomes must be able to reopen a new log
         for name in STREAM_NAMES:
             value = getattr(self, name)
-            if value is None and not self.detach_process:
-                sources.append(None)
+            if value is None or stands_for(value, DEVNULL):
+                sources.append(Source(null) if self.detach_process or value is not None else None)
                 continue
             if stands_for(value, STDOUT) and name == "stderr":
                 value = sources[1].fd if sources[1] else 1
@@ -383,7 +393,8 @@ class DetachedContext(DaemonContext):
         """
         if self.detached:
             adopt_locks()
-            set_free()  # of the instance that this program may have been started in
+            if plan.supervised:
+                set_free()
         self._close_descriptors(plan)
         if self.detached:
             renew_hubs(closed=self.close_fds == "all")
@@ -391,14 +402,15 @@ class DetachedContext(DaemonContext):
             _base.change_root_directory(plan.chroot)
         if self.prevent_core:
             _base.prevent_core_dump()
-        _base.change_file_creation_mask(plan.umask)
-        _base.change_working_directory(plan.directory)
-        change_owner(plan.owner)
+        os.umask(plan.umask)
+        os.chdir(plan.directory)
+        if plan.changes_owner:
+            change_owner(plan.owner)
         self.uid, self.gid, self._umask = plan.owner.uid, plan.owner.gid, plan.umask
         redirect(plan.sources)
         rebind(stdin=plan.sources[0] is not None)
         _base.set_signal_handlers(plan.handlers)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        pthread_sigmask(signal.SIG_SETMASK, ())
         if self.pidfile is not None and not isinstance(self.pidfile, PidFile):
             self.pidfile.__enter__()
         self._notify = plan.notify
@@ -411,7 +423,7 @@ class DetachedContext(DaemonContext):
         if self.close_fds == "all":  # looked up here: the caller's other threads may have opened more
             ours = self._reporter.descriptors() if self._reporter else set()
             close_all(set(open_descriptors()) - plan.keep - ours)
-        else:
+        elif plan.handed:
             give_up(plan.handed, plan.null)
 
     def _ignore_signals(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import sys
 import threading
@@ -13,29 +12,44 @@ from daemonkit._system.fork import first_cause
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import logging
     from types import FrameType
 
-_logger = logging.getLogger("daemonkit")
+
+def logger() -> logging.Logger:
+    """Return the package's logger. A program that has no other use for `logging` need not load it.
+
+    The module has hooks of its own, which each fork runs in the parent and in the child; the pages that they touch are
+    copied.
+    """
+    import logging  # noqa: PLC0415 - see above
+
+    return logging.getLogger("daemonkit")
 
 
 def log_crash(error: BaseException) -> None:
     """Log the exception wherever the program's logging goes, but for stderr: the traceback will be there anyway."""
-    if not _logger.isEnabledFor(logging.CRITICAL):
+    if "logging" not in sys.modules:  # so it goes nowhere
+        return
+    import logging  # noqa: PLC0415 - see `logger`
+
+    own = logger()
+    if not own.isEnabledFor(logging.CRITICAL):
         return
     message = f"process {os.getpid()} ends: {''.join(traceback.format_exception_only(error)).strip()}"
     info = (type(error), error, error.__traceback__)
-    record = _logger.makeRecord(_logger.name, logging.CRITICAL, __file__, 0, message, (), info, "log_crash")
-    if not _logger.filter(record):
+    record = own.makeRecord(own.name, logging.CRITICAL, __file__, 0, message, (), info, "log_crash")
+    if not own.filter(record):
         return
-    logger: logging.Logger | None = _logger
-    while logger:
-        for handler in logger.handlers:
+    source: logging.Logger | None = own
+    while source:
+        for handler in source.handlers:
             if record.levelno >= handler.level and not _writes_stderr(handler):
                 try:
                     handler.handle(record)
                 except Exception:  # noqa: BLE001 - whatever it is, it must not take the place of the program's own error
                     handler.handleError(record)
-        logger = logger.parent if logger.propagate else None
+        source = source.parent if source.propagate else None
 
 
 def show_crash(text: str) -> None:
@@ -74,6 +88,8 @@ def _writes_stderr(handler: logging.Handler) -> bool:
 
     A MemoryHandler writes through its target, rich's handler through its console.
     """
+    import logging  # noqa: PLC0415 - see `logger`
+
     if isinstance(target := getattr(handler, "target", None), logging.Handler):
         return _writes_stderr(target)
     stream = getattr(handler, "stream", None) or getattr(getattr(handler, "console", None), "file", None)

@@ -19,20 +19,21 @@ import os
 import signal
 import socket
 import sys
+from functools import partial
 
-from daemonkit._detach.middle import ABORT, BUFFER, FAILED, STARTED, Verdict, lead, send
+from daemonkit._detach.middle import ABORT, FAILED, STARTED, Verdict, lead, send
 from daemonkit._pidfile.hold import locks_inherited, take_back_locks
 from daemonkit._system.fork import fork, no_fork_warning
 from daemonkit._system.pidfd import wait_for_end
 from daemonkit._system.signals import ALL_SIGNALS, signal_name
 from daemonkit._system.sockets import socketpair
-from daemonkit._system.unpatched import close, get_handler
+from daemonkit._system.unpatched import close, get_handler, pthread_sigmask
 from daemonkit._system.wait import deadline_after, wait_readable
 from daemonkit.errors import StartError, StartTimeoutError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from typing import Final, NoReturn
 
 _MIDDLE_ENDS_WITHIN: Final = 3.0  # seconds; it takes one at most, unless it was stopped
@@ -55,13 +56,14 @@ class Reporter:
 
     def started(self) -> None:
         """Report that the daemon counts as started; StartError if the caller was already told that the start failed."""
-        with self._middle:
-            try:
-                self._middle.sendall(STARTED, socket.MSG_NOSIGNAL)
-            except OSError as error:
-                raise StartError(
-                    "the process that watched over this start was killed, so the caller was told that it failed"
-                ) from error
+        try:
+            self._middle.sendall(STARTED, socket.MSG_NOSIGNAL)
+        except OSError as error:
+            raise StartError(
+                "the process that watched over this start was killed, so the caller was told that it failed"
+            ) from error
+        finally:
+            self._middle.close()
 
     def failed(self, reason: str, text: str, status: int) -> NoReturn:
         """Report why it failed, and end this process at once: its exit handlers and open files are left to the caller.
@@ -83,21 +85,23 @@ def detach(timeout: float | None) -> Reporter:
     The caller exits with status 0 once the daemon counts as started, or raises: StartError, StartTimeoutError
     after `timeout` seconds, or whatever interrupts it; by then the daemon has ended.
     """
-    with contextlib.ExitStack() as ends:
-        caller_end, to_caller = map(ends.enter_context, _socketpair())
-        middle_end, to_middle = map(ends.enter_context, _socketpair())
-        middle = _Middle(caller_end, ends)
+    # What is run between the forks and the report touches pages that three processes share, and each of them is copied:
+    # so there are few functions and no ExitStack.
+    closers: list[Callable[[], object]] = []
+    try:
+        caller_end, to_caller = _open_pair(closers)
+        middle_end, to_middle = _open_pair(closers)
+        middle = _Middle(caller_end, closers)
         child_handler = get_handler(signal.SIGCHLD)
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        mask = pthread_sigmask(signal.SIG_BLOCK, ())
         try:
             # A Ctrl-C may only interrupt the caller's wait, and a hang-up must not end a process before it is set up.
-            signal.pthread_sigmask(signal.SIG_BLOCK, ALL_SIGNALS)
+            pthread_sigmask(signal.SIG_BLOCK, ALL_SIGNALS)
             with no_fork_warning(), locks_inherited():
                 middle.pid = fork()
                 if middle.pid == 0:
-                    ends.pop_all()
-                    caller_end.close()
-                    lead(to_caller, middle_end, to_middle, child_handler)
+                    lead(to_caller, middle_end, (caller_end, to_middle), child_handler)
+                    closers.pop()  # that of `to_middle`
                     return Reporter(to_middle)
             for end in (to_caller, middle_end, to_middle):
                 end.close()
@@ -106,10 +110,19 @@ def detach(timeout: float | None) -> Reporter:
         except BaseException:  # also one that a signal handler raises: another thread may have taken the signal
             if middle.pid:
                 middle.settle(call_off=True)
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            pthread_sigmask(signal.SIG_SETMASK, mask)
             raise
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        pthread_sigmask(signal.SIG_SETMASK, mask)
         raise _start_error(middle.verdict, None if in_time else timeout)
+    finally:
+        for close_end in closers:
+            close_end()
+
+
+def _open_pair(closers: list[Callable[[], object]]) -> tuple[socket.socket, socket.socket]:
+    one, other = _socketpair()
+    closers += one.close, other.close
+    return one, other
 
 
 def _socketpair() -> tuple[socket.socket, socket.socket]:
@@ -123,11 +136,11 @@ def _socketpair() -> tuple[socket.socket, socket.socket]:
 class _Middle:
     """The middle process as the caller sees it."""
 
-    def __init__(self, end: socket.socket, stack: contextlib.ExitStack) -> None:
-        """Take the socket to it, and the stack that closes the pidfd that `wait` opens."""
+    def __init__(self, end: socket.socket, closers: list[Callable[[], object]]) -> None:
+        """Take the socket to it, and the list of what closes the pidfd that `wait` opens."""
         self.pid = 0
         self.verdict = Verdict()
-        self._end, self._stack = end, stack
+        self._end, self._closers = end, closers
         self._watched = [end.fileno()]
 
     def wait(self, timeout: float | None, mask: Iterable[int] | None = None) -> bool:
@@ -140,18 +153,18 @@ class _Middle:
         if len(self._watched) == 1:
             with contextlib.suppress(OSError):  # another thread has reaped it already: its report may be there
                 self._watched.insert(0, os.pidfd_open(self.pid))
-                self._stack.callback(close, self._watched[0])
+                self._closers.append(partial(close, self._watched[0]))
         try:
             if mask is None:
                 ready = wait_readable(self._watched, deadline)
             else:
-                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+                pthread_sigmask(signal.SIG_SETMASK, mask)
                 ready = wait_readable(self._watched, deadline, _LOOK)
         finally:
-            signal.pthread_sigmask(signal.SIG_BLOCK, ALL_SIGNALS)
+            pthread_sigmask(signal.SIG_BLOCK, ALL_SIGNALS)
         if self._end.fileno() in ready:
             with contextlib.suppress(ConnectionResetError):  # it ended without reading what it was sent
-                self.verdict.read(self._end.recv(BUFFER))
+                self.verdict.read(self._end)
         return bool(ready)
 
     def settle(self, *, call_off: bool) -> None:

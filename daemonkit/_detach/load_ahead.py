@@ -12,7 +12,17 @@ if TYPE_CHECKING:
     from typing import Final
 
 # Modules that this package, and Python's own account of an exception, import only where they are needed.
-_NEEDED: Final = ("ast", "ctypes", "dataclasses", "datetime", "linecache", "subprocess", "tokenize", "unicodedata")
+_NEEDED: Final = (
+    "ast",
+    "ctypes",
+    "dataclasses",
+    "datetime",
+    "linecache",
+    "logging",
+    "subprocess",
+    "tokenize",
+    "unicodedata",
+)
 
 
 def load_ahead() -> None:

@@ -16,13 +16,14 @@ from daemonkit._system.wait import deadline_after, wait_readable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Final
 
 STARTED: Final = b"S"
 FAILED: Final = b"F"
 """A marshalled tuple follows: from the daemon (reason, traceback), to the caller (exit status, reason, traceback)."""
 ABORT: Final = b"A"
-BUFFER: Final = 1 << 17
+_LONGEST: Final = 1 << 17
 _GRACE: Final = 1.0  # seconds from SIGTERM to SIGKILL for a start that is called off
 
 
@@ -35,12 +36,19 @@ class Verdict:
         self.exitcode: int | None = None
         self.reason = self.traceback = ""
 
-    def read(self, packet: bytes) -> None:
+    def read(self, end: socket.socket) -> None:
         """Take in a report; an empty one means that the middle process is gone."""
+        packet = receive(end)
         self.arrived, self.started = bool(packet), packet == STARTED
         if packet[:1] == FAILED:
             self.exitcode, *texts = marshal.loads(packet[1:])  # noqa: S302 - written by this program's own fork
             self.reason, self.traceback = (text.decode(errors="replace") for text in texts)
+
+
+def receive(end: socket.socket) -> bytes:
+    """Return one report. The usual one needs no buffer for the longest, whose pages would be fresh ones each time."""
+    packet = end.recv(1, socket.MSG_PEEK)
+    return end.recv(len(STARTED) if packet == STARTED else _LONGEST)
 
 
 def send(end: socket.socket, packet: bytes) -> None:
@@ -49,11 +57,13 @@ def send(end: socket.socket, packet: bytes) -> None:
         end.sendall(packet, socket.MSG_NOSIGNAL)
 
 
-def lead(caller: socket.socket, from_daemon: socket.socket, to_middle: socket.socket, child_handler: object) -> None:
-    """Lead a new session and fork the daemon in it; return in the daemon alone, with `to_middle` open.
+def lead(
+    caller: socket.socket, from_daemon: socket.socket, others: Iterable[socket.socket], child_handler: object
+) -> None:
+    """Lead a new session and fork the daemon in it; return in the daemon alone.
 
-    `child_handler` is the caller's handler of SIGCHLD. The middle process must not ignore that signal: the kernel would
-    reap the daemon, and its exit status would be lost.
+    `others` are the ends that are not this process's. `child_handler` is the caller's handler of SIGCHLD. The middle
+    process must not ignore that signal: the kernel would reap the daemon, and its exit status would be lost.
     """
     try:
         os.setsid()
@@ -64,12 +74,11 @@ def lead(caller: socket.socket, from_daemon: socket.socket, to_middle: socket.so
         send(caller, _accident(error))
         os._exit(1)
     if daemon == 0:
-        caller.close()
-        from_daemon.close()
         if child_handler == signal.SIG_IGN:
             set_handler(signal.SIGCHLD, signal.SIG_IGN)
         return
-    to_middle.close()
+    for end in others:
+        end.close()
     try:
         report = _watch(caller, from_daemon, daemon)
     except BaseException as error:  # noqa: BLE001 - as above
@@ -93,7 +102,7 @@ def _watch(caller: socket.socket, from_daemon: socket.socket, daemon: int) -> by
     while True:
         ready = wait_readable(ends, deadline)
         if from_daemon.fileno() in ready:
-            packet = from_daemon.recv(BUFFER)
+            packet = receive(from_daemon)
             if packet == STARTED and not called_off:
                 return STARTED
             if packet[:1] == FAILED:

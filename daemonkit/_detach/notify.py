@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import socket
 
-from daemonkit._detach.crash import reason_of
+from daemonkit._detach.crash import logger, reason_of
 from daemonkit._system.sockets import Socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-_logger = logging.getLogger("daemonkit")
 
 
 def connect_manager() -> socket.socket | None:
@@ -31,7 +28,9 @@ def connect_manager() -> socket.socket | None:
         connection.connect("\0" + address[1:] if address[0] == "@" else address)
     except (OSError, ValueError) as error:
         connection.close()
-        _logger.warning("NOTIFY_SOCKET=%s can't be reached, so the service manager is told nothing: %s", address, error)
+        logger().warning(
+            "NOTIFY_SOCKET=%s can't be reached, so the service manager is told nothing: %s", address, error
+        )
         return None
     return connection
 
@@ -44,7 +43,7 @@ def tell_manager(connection: socket.socket | None, **fields: str | None) -> None
     try:
         connection.send(message.encode(errors="backslashreplace"), socket.MSG_NOSIGNAL)
     except OSError as error:
-        _logger.warning("the service manager was not told %s: %s", " ".join(message.split()), error)
+        logger().warning("the service manager was not told %s: %s", " ".join(message.split()), error)
 
 
 @contextlib.contextmanager

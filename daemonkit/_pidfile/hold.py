@@ -44,6 +44,7 @@ from daemonkit.errors import AlreadyRunningError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
     from typing import Final
 
 _MODE: Final = 0o644
@@ -202,8 +203,21 @@ class Hold:  # not a dataclass: importing dataclasses takes as long as all the r
 
 # --- every hold of this process, and forks --------------------------------------------------------------------------
 
+
+class _Passing(threading.local):
+    """Whether this thread's forks pass the locks on; it is `locks_inherited`'s block."""
+
+    now = False
+
+    def __enter__(self) -> None:
+        self.now = True
+
+    def __exit__(self, *_exc: object) -> None:
+        self.now = False
+
+
 _holds: set[Hold] = set()
-_passing = threading.local()
+_passing = _Passing()
 _hooked = False
 _daemon_pid = 0
 
@@ -236,19 +250,14 @@ def _hook_fork() -> None:
 
 def _forget() -> None:
     """Close a forked child's copies of the locks, which must not outlive the holder. To unlock would free its file."""
-    if not getattr(_passing, "now", False):
+    if not _passing.now:
         for hold in tuple(_holds):
             hold.close()
 
 
-@contextlib.contextmanager
-def locks_inherited() -> Iterator[None]:
+def locks_inherited() -> AbstractContextManager[None]:
     """Let a fork in this block, by this thread, pass every lock on. The child calls `adopt_locks`."""
-    _passing.now = True
-    try:
-        yield
-    finally:
-        _passing.now = False
+    return _passing
 
 
 def _is_daemon() -> bool:

@@ -25,7 +25,7 @@ from daemonkit._system.pidfd import exit_status, open_pidfd
 from daemonkit._system.signals import ALL_SIGNALS
 from daemonkit._system.sockets import socketpair
 from daemonkit._system.streams import flush_streams
-from daemonkit._system.unpatched import close
+from daemonkit._system.unpatched import close, pthread_sigmask
 from daemonkit._system.wait import deadline_after, wait_readable
 from daemonkit.errors import AlreadyRunningError, NotRunningError, StartError
 
@@ -61,19 +61,19 @@ def _start(service: Service, report: Report) -> int:
     ours, theirs = socketpair(socket.SOCK_SEQPACKET)
     with ours, theirs:
         flush_streams()
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, ALL_SIGNALS)
+        mask = pthread_sigmask(signal.SIG_BLOCK, ALL_SIGNALS)
         try:
             helper = _Helper(fork_child(lambda: _Start(service, ours, theirs, mask).run()), ours)
             theirs.close()
             try:
-                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+                pthread_sigmask(signal.SIG_SETMASK, mask)
                 helper.hear()
             except BaseException:
-                signal.pthread_sigmask(signal.SIG_BLOCK, ALL_SIGNALS)
+                pthread_sigmask(signal.SIG_BLOCK, ALL_SIGNALS)
                 helper.call_off(service.path)
                 raise
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            pthread_sigmask(signal.SIG_SETMASK, mask)
     if words := helper.said.get(_WORDS):
         report.words = Words(*marshal.loads(words))  # noqa: S302 - this program's own words
     return helper.verdict(service.path)
@@ -193,7 +193,7 @@ class _Start:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _call_off)
-        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+        pthread_sigmask(signal.SIG_SETMASK, self._mask)
         return context
 
     def _perform(self, context: body.Context) -> None:

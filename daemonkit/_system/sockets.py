@@ -32,7 +32,7 @@ else:
 def socketpair(kind: int) -> tuple[Socket, Socket]:
     """Return two connected Unix sockets of that kind."""
     one, other = _socket.socketpair(_socket.AF_UNIX, kind)
-    return Socket(fileno=one.detach()), Socket(fileno=other.detach())
+    return Socket(_socket.AF_UNIX, kind, 0, one.detach()), Socket(_socket.AF_UNIX, kind, 0, other.detach())
 
 
 def is_socket(value: object) -> TypeGuard[Socket]:

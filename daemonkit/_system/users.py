@@ -171,6 +171,11 @@ def has_capability(number: int) -> bool:
     return os.geteuid() == 0
 
 
+def is_own(owner: Owner) -> bool:
+    """Tell whether this process is that user already, for good."""
+    return owner.groups is None and {*os.getresuid()} == {owner.uid} and {*os.getresgid()} == {owner.gid}
+
+
 def change_owner(owner: Owner) -> None:
     """Become that user for good, with the HOME, USER, LOGNAME and SHELL of that user."""
     if owner.groups is not None:
