@@ -3,6 +3,8 @@
 It consists of a few files in a private directory: NAME.json (its settings), NAME.pid (its supervisor's pidfile),
 NAME.log, NAME.state, and NAME.stopped while it is to stay stopped. The supervisor replaces the state at each event.
 The pidfile's lock alone decides whether the app runs; the state is believed only if it names the holder of the lock.
+
+Looking at an app loads neither `json` nor `re`, which with `enum` take as long as all the rest of `daemonkit ls`.
 """
 
 from __future__ import annotations
@@ -10,12 +12,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import json
 import os
-import re
 import stat
 
 from daemonkit._pidfile.holder import find_holder
+from daemonkit.cli import _json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
     State = dict[str, Any]
     """The content of NAME.state (`_journal.Journal`)."""
 
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_PATTERN: Final = re.compile(r"[][A-Za-z0-9._*?!-]*[][*?][][A-Za-z0-9._*?!-]*")
+_SIGNS: Final = str.maketrans("", "", "._-")
+_PATTERN: Final = r"[][A-Za-z0-9._*?!-]*[][*?][][A-Za-z0-9._*?!-]*"
 LOOK: Final = 0.1  # seconds between two looks at a file: the standard library can't wait for a change (inotify)
 MARGIN: Final = 5.0  # seconds that the supervisor itself may take, beyond its instances' timeouts
 _PARTS: Final = ("json", "state", "stopped", "next")
@@ -43,7 +44,7 @@ class App:
 
     def __init__(self, name: str) -> None:
         """Take the name; ValueError for an invalid one."""
-        if not _NAME.fullmatch(name):
+        if not is_name(name):
             raise ValueError(f"invalid name of an app: {name!r}; use letters, digits, '.', '_' and '-'")
         self.name = name
         self._path = os.path.join(home(), name)
@@ -86,7 +87,7 @@ class App:
 
     def save(self, settings: Mapping[str, Any]) -> None:
         """Keep its settings; for its supervisor."""
-        replace(f"{self._path}.json", json.dumps(settings, indent=1))
+        replace(f"{self._path}.json", _json.written(settings, indent=1))
 
     @contextlib.contextmanager
     def changing(self) -> Iterator[None]:
@@ -103,7 +104,7 @@ class App:
 
     def propose(self, settings: Mapping[str, Any]) -> None:
         """Leave settings for its supervisor, which takes them at the next SIGHUP."""
-        replace(f"{self._path}.next", json.dumps(settings, indent=1))
+        replace(f"{self._path}.next", _json.written(settings, indent=1))
 
     def take_proposal(self) -> Settings | None:
         """Return the settings that were left for its supervisor, once; None if there are none."""
@@ -154,7 +155,7 @@ class App:
 
     def write_state(self, state: Mapping[str, Any]) -> None:
         """Replace the state, as its supervisor. After an OSError there is no state, rather than an old one."""
-        path, text = f"{self._path}.state", json.dumps(state)
+        path, text = f"{self._path}.state", _json.written(state)
         try:
             replace(path, text)
         except OSError:
@@ -190,6 +191,8 @@ class App:
 
 def rotated(log: str) -> list[str]:
     """Return the log and what it was rotated to, as far as they are files."""
+    import re
+
     folder, name = os.path.split(log)
     own = re.compile(re.escape(name) + r"(\.[0-9]+)?")
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
@@ -207,7 +210,7 @@ def count_of(settings: Settings) -> int:
 def number_from_outside(settings: Settings) -> str | None:
     """Return the number that another engine has given to the one instance that there is; None if it has not."""
     number = os.environ.get("DAEMONKIT_INSTANCE", "")
-    return number if re.fullmatch("[0-9]+", number) and count_of(settings) == 1 else None
+    return number if number.isascii() and number.isdecimal() and count_of(settings) == 1 else None
 
 
 def numbered(settings: Settings, number: str | None) -> Settings:
@@ -307,7 +310,7 @@ def apps() -> list[App]:
     with contextlib.suppress(FileNotFoundError):
         files = set(os.listdir(home()))
         names = {name for file in files for name, dot, end in [file.rpartition(".")] if end in {"json", "pid"}}
-        known = [App(name) for name in sorted(names) if _NAME.fullmatch(name)]
+        known = [App(name) for name in sorted(names) if is_name(name)]
         return [app for app in known if f"{app.name}.json" in files or _may_be_known(app)]
     return []
 
@@ -316,7 +319,7 @@ def select(names: Sequence[str]) -> list[App]:
     """Return the apps of names and patterns, each once; LookupError for a pattern that none matches."""
     found: dict[str, App] = {}
     for name in names:
-        if _PATTERN.fullmatch(name):
+        if any(sign in name for sign in "[]*?") and _is_pattern(name):
             from fnmatch import fnmatchcase
 
             matching = [app for app in apps() if fnmatchcase(app.name, name)]
@@ -326,6 +329,17 @@ def select(names: Sequence[str]) -> list[App]:
         else:
             found[name] = App(name)
     return [*found.values()]
+
+
+def is_name(text: str) -> bool:
+    """Tell whether an app may have this name: letters, digits, ".", "_" and "-", of which the last three not first."""
+    return text.isascii() and text[:1].isalnum() and text.translate(_SIGNS).isalnum()
+
+
+def _is_pattern(text: str) -> bool:
+    import re
+
+    return bool(re.fullmatch(_PATTERN, text))
 
 
 def _may_be_known(app: App) -> bool:
@@ -345,7 +359,7 @@ def _read(path: str) -> bytes:
 def read_json(path: str) -> object:
     """Return the content of a JSON file; None if it is damaged."""
     try:
-        return json.loads(_read(path))
+        return _json.read(_read(path).decode())
     except (ValueError, RecursionError):
         return None
 

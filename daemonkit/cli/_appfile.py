@@ -7,7 +7,6 @@ comes after. Nothing here looks at what runs.
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections import namedtuple
 
@@ -165,6 +164,8 @@ def shown(value: object) -> str:
 
 def procfile(path: str, text: str, texts: dict[str, str]) -> dict[str, Wish]:
     """Return the apps of a Procfile, each with the variables of the `.env` beside it, and a $PORT of its own."""
+    import re
+
     folder = os.path.dirname(path)
     environment: dict[str, str] = {}
     if os.path.exists(os.path.join(folder, ".env")):

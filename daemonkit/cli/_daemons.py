@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 
-from daemonkit.cli import _say
+from daemonkit.cli import _json, _say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ def print_status(path: str, *, as_json: bool) -> int:
     uptime = age(holder.started) if holder else None
     if as_json:
         report = {"pidfile": path, "state": "running" if holder else "stopped", "pid": holder.pid if holder else None}
-        print(json.dumps(report | {"uptime": uptime}))
+        print(_json.written(report | {"uptime": uptime}))
     elif holder:
         since = f" for {uptime:.0f} s" if uptime is not None else ""
         print(f"{path}: process {holder.pid} runs{since}")

@@ -7,10 +7,9 @@ all that it was made of is the same: the texts of the files, this program, the v
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 
-from daemonkit.cli import _app
+from daemonkit.cli import _app, _json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ def remember(file: str, texts: Mapping[str, str], said: Mapping[str, Any]) -> No
     if any("$" in text for path, text in texts.items() if path != file):
         return  # python-dotenv puts a variable of the environment there
     with contextlib.suppress(OSError, ValueError):
-        _app.replace(path_for(file, "read"), json.dumps({"of": _of(file), "texts": texts, "said": said}))
+        _app.replace(path_for(file, "read"), _json.written({"of": _of(file), "texts": texts, "said": said}))
 
 
 def _of(file: str) -> list[Any]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 
-from daemonkit.cli import _app, _report, _say
+from daemonkit.cli import _app, _json, _report, _say
 from daemonkit.cli._app import App
 
 TYPE_CHECKING = False
@@ -32,7 +31,7 @@ def ls(options: argparse.Namespace) -> int:
     if _usage_is_shown(options):
         _report.measure_once(reports)
     if options.json:
-        print(json.dumps([_public(report) for report in reports]))
+        print(_json.written([_public(report) for report in reports]))
     else:
         print_lines(table(reports))
     return status
@@ -58,7 +57,7 @@ def status(options: argparse.Namespace) -> int:
     if _usage_is_shown(options):
         _report.measure_once([report])
     if options.json:
-        print(json.dumps(_public(report)))
+        print(_json.written(_public(report)))
     else:
         print_lines([*table([report | {"file": None}]), "", *_details(report)])
     return _STATUS.get(report["state"], _NOT_RUNNING)
@@ -77,6 +76,8 @@ def _usage_is_shown(options: argparse.Namespace) -> bool:
 
 _COLUMNS: Final = ("name", "state", "up", "pid", "restarts", "uptime", "cpu", "memory")
 _INSTANCE_COLUMNS: Final = ("#", "pid", "state", "uptime", "restarts", "last exit", "cpu", "memory")
+_PLAIN: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_@%+=:,./-")
+"""What a shell takes as it is, as `shlex` has it."""
 
 
 def table(reports: Sequence[Report]) -> list[str]:
@@ -100,17 +101,24 @@ def instance_table(report: Report) -> list[str]:
 
 
 def _details(report: Report) -> list[str]:
-    import shlex
-
     lines = instance_table(report)
     if lines:
         lines.append("")
-    lines.append(f"command    {shlex.join(report['command'])}")
+    lines.append(f"command    {_typed(report['command'])}")
     lines.append(f"directory  {report['cwd']}")
     if report["file"]:
         lines.append(f"file       {report['file']}")
     lines += [f"{'' if i else 'logs':<10} {path}" for i, path in enumerate(report["logs"])]
     return lines
+
+
+def _typed(command: Sequence[str]) -> str:
+    """Return a command as it is typed in a shell."""
+    if all(word and _PLAIN.issuperset(word) for word in command):
+        return " ".join(command)
+    import shlex  # which loads re, as long as all the rest takes
+
+    return shlex.join(command)
 
 
 def _cells(report: Report) -> tuple[str, ...]:
