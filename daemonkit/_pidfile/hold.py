@@ -135,15 +135,17 @@ class Hold:  # not a dataclass: importing dataclasses takes as long as all the r
         """Make the lock and the file name this process, which shares the open file with the process that took it."""
         me = identity()
         # Not through the hold's own descriptor: a descendant that shares it could keep the mutex after this process.
-        with contextlib.ExitStack() as stack:
-            own = os.open(self.name, _WRITE, dir_fd=self.directory)
-            stack.callback(os.close, own)
-            stack.enter_context(_mutex(own, self.path))
-            if not self.is_current():
-                raise FileNotFoundError(errno.ENOENT, "removed or replaced while the daemon was starting", self.path)
-            if lock := find_lock(own):
-                self._state = lock.state  # a daemon that has ended meanwhile may have changed it
-            self.name_holder(me, State.DAEMON if _is_daemon() else State.HANDED_OVER)
+        own = os.open(self.name, _WRITE, dir_fd=self.directory)
+        try:
+            with _mutex(own, self.path):
+                if not self.is_current():
+                    text = "removed or replaced while the daemon was starting"
+                    raise FileNotFoundError(errno.ENOENT, text, self.path)
+                if lock := find_lock(own):
+                    self._state = lock.state  # a daemon that has ended meanwhile may have changed it
+                self.name_holder(me, State.DAEMON if _is_daemon() else State.HANDED_OVER)
+        finally:
+            os.close(own)
 
     def keep(self) -> None:
         """Let this process hold it until it is released, or the process ends."""
