@@ -86,12 +86,13 @@ def detach(timeout: float | None) -> Reporter:
     after `timeout` seconds, or whatever interrupts it; by then the daemon has ended.
     """
     # What is run between the forks and the report touches pages that three processes share, and each of them is copied:
-    # so there are few functions and no ExitStack.
+    # so there are few functions and no ExitStack, and most ends that are another process's are closed late. Nobody
+    # waits for the end of a socket, which comes with its last copy: the caller and the middle process have pidfds.
     closers: list[Callable[[], object]] = []
     try:
         caller_end, to_caller = _open_pair(closers)
         middle_end, to_middle = _open_pair(closers)
-        middle = _Middle(caller_end, closers)
+        middle = _Middle(caller_end, to_caller, closers)
         child_handler = get_handler(signal.SIGCHLD)
         mask = pthread_sigmask(signal.SIG_BLOCK, ())
         try:
@@ -100,11 +101,10 @@ def detach(timeout: float | None) -> Reporter:
             with no_fork_warning(), locks_inherited():
                 middle.pid = fork()
                 if middle.pid == 0:
-                    lead(to_caller, middle_end, (caller_end, to_middle), child_handler)
+                    lead(to_caller, middle_end, child_handler)
                     closers.pop()  # that of `to_middle`
                     return Reporter(to_middle)
-            for end in (to_caller, middle_end, to_middle):
-                end.close()
+            middle_end.close()  # now, so that the daemon's report fails if the middle process has been killed
             in_time = middle.wait(timeout, mask)
             middle.settle(call_off=not in_time)
         except BaseException:  # also one that a signal handler raises: another thread may have taken the signal
@@ -136,11 +136,11 @@ def _socketpair() -> tuple[socket.socket, socket.socket]:
 class _Middle:
     """The middle process as the caller sees it."""
 
-    def __init__(self, end: socket.socket, closers: list[Callable[[], object]]) -> None:
-        """Take the socket to it, and the list of what closes the pidfd that `wait` opens."""
+    def __init__(self, end: socket.socket, other_end: socket.socket, closers: list[Callable[[], object]]) -> None:
+        """Take the socket to it, its own end, and the list of what closes the pidfd that `wait` opens."""
         self.pid = 0
         self.verdict = Verdict()
-        self._end, self._closers = end, closers
+        self._end, self._other_end, self._closers = end, other_end, closers
         self._watched = [end.fileno()]
 
     def wait(self, timeout: float | None, mask: Iterable[int] | None = None) -> bool:
@@ -151,9 +151,11 @@ class _Middle:
         """
         deadline = deadline_after(timeout)
         if len(self._watched) == 1:
-            with contextlib.suppress(OSError):  # another thread has reaped it already: its report may be there
+            try:
                 self._watched.insert(0, os.pidfd_open(self.pid))
                 self._closers.append(partial(close, self._watched[0]))
+            except OSError:  # another thread has reaped it already: its report may be there
+                self._other_end.close()
         try:
             if mask is None:
                 ready = wait_readable(self._watched, deadline)

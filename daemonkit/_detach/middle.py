@@ -16,7 +16,6 @@ from daemonkit._system.wait import deadline_after, wait_readable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from typing import Final
 
 STARTED: Final = b"S"
@@ -57,13 +56,11 @@ def send(end: socket.socket, packet: bytes) -> None:
         end.sendall(packet, socket.MSG_NOSIGNAL)
 
 
-def lead(
-    caller: socket.socket, from_daemon: socket.socket, others: Iterable[socket.socket], child_handler: object
-) -> None:
+def lead(caller: socket.socket, from_daemon: socket.socket, child_handler: object) -> None:
     """Lead a new session and fork the daemon in it; return in the daemon alone.
 
-    `others` are the ends that are not this process's. `child_handler` is the caller's handler of SIGCHLD. The middle
-    process must not ignore that signal: the kernel would reap the daemon, and its exit status would be lost.
+    `child_handler` is the caller's handler of SIGCHLD. The middle process must not ignore that signal: the kernel would
+    reap the daemon, and its exit status would be lost.
     """
     try:
         os.setsid()
@@ -77,8 +74,6 @@ def lead(
         if child_handler == signal.SIG_IGN:
             set_handler(signal.SIGCHLD, signal.SIG_IGN)
         return
-    for end in others:
-        end.close()
     try:
         report = _watch(caller, from_daemon, daemon)
     except BaseException as error:  # noqa: BLE001 - as above
