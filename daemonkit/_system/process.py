@@ -184,9 +184,11 @@ def start_of(pid: int) -> int | None:
 def is_alive(who: Identity) -> bool:
     """Tell whether that very process lives, not one that was given its number later."""
     # Whatever /proc this is: no other process has that number and started in that very moment.
-    with contextlib.suppress(OSError):
+    try:
         if _read_stat(who.pid) == (False, who.started):
             return True
+    except OSError:  # not suppress(), which would add a tenth to a look at a pidfile
+        pass
     return start_of(who.pid) in {who.started, 0}
 
 
