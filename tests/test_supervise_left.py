@@ -6,11 +6,12 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import harness
 import pytest
-from harness import PATIENCE, alive, children, eventually, run
+from harness import DEAD, PATIENCE, alive, children, eventually, run
 from supervising import FIRST, pids, supervising, tree
 
 import daemonkit
@@ -319,3 +320,30 @@ def test_a_new_start_names_what_it_can_not_prove_to_be_left(tmp_path: Path) -> N
     assert str(left) not in run(tmp_path / "other", "daemonkit.supervise(['true'])").stderr  # it is not from there
     os.kill(left, signal.SIGKILL)
     harness.ended(left)
+
+
+MARKED = """
+from daemonkit._system.run_mark import FREE, put_mark
+put_mark(FREE)
+print(os.getpid(), flush=True)
+signal.pause()
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
+def test_a_mark_is_seen_by_all_users(tmp_path: Path) -> None:
+    """Only /proc shows a stranger's limits to an ordinary user."""
+    program = "import os, signal, sys\nsys.path[:] = " + repr(sys.path)
+    with subprocess.Popen([sys.executable, "-c", program + MARKED], stdout=subprocess.PIPE, text=True) as marked:
+        assert marked.stdout
+        pid = int(marked.stdout.readline())
+        try:
+            look = (
+                f"\nfrom daemonkit._system.run_mark import FREE, mark_of\nassert mark_of({pid}) == FREE, mark_of({pid})"
+            )
+            look += f"\nassert mark_of(1) is None and mark_of({DEAD}) is None"
+            for user in (0, 65534):
+                drop = f"\nimport daemonkit._system.run_mark\nos.setgroups([]), os.setresgid({user}, {user}, {user}), os.setresuid({user}, {user}, {user})"
+                subprocess.run([sys.executable, "-c", program + drop + look], check=True, cwd=tmp_path)
+        finally:
+            marked.kill()

@@ -38,6 +38,16 @@ def put_mark(mark: int) -> None:
 def mark_of(pid: int) -> int | None:
     """Return the mark of a process; None if it has none, or is gone."""
     try:
+        return _mark_in(resource.prlimit(pid, resource.RLIMIT_RTTIME)[0])  # in a tenth of the time that /proc takes
+    except ProcessLookupError:
+        return None
+    except OSError:  # another user's
+        return _shown_mark(pid)
+
+
+def _shown_mark(pid: int) -> int | None:
+    """Return what /proc, which shows it to everybody, says of the mark of a process."""
+    try:
         fd = os.open(f"/proc/{pid}/limits", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
