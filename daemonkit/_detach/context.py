@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 import signal
 import traceback
 from collections.abc import Callable, Iterable, Mapping
@@ -401,7 +402,7 @@ class DetachedContext(DaemonContext):
         if plan.chroot is not None:
             _base.change_root_directory(plan.chroot)
         if self.prevent_core:
-            _base.prevent_core_dump()
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         os.umask(plan.umask)
         os.chdir(plan.directory)
         if plan.changes_owner:
