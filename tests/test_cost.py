@@ -48,7 +48,7 @@ CEILINGS = {
     "status()": Cost(9, 4, 5050),
     "attach()": Cost(18, 4, 5200),
 }
-STARTS = {"detached()": Cost(225, 1700, 27000), "detached(pidfile=)": Cost(325, 1700, 30000)}
+STARTS = {"detached()": Cost(190, 1250, 21000), "detached(pidfile=)": Cost(285, 1350, 23500)}
 
 PROGRAM = """
 import json, os, resource, sys, tracemalloc

@@ -84,6 +84,13 @@ def test_asking_a_pidfile_loads_nothing_that_takes_longer_than_the_answer(
     assert SLOW & set(done.stdout.split()) == expected, done.stderr
 
 
+def test_becoming_a_daemon_loads_no_logging_whose_hooks_each_fork_would_run() -> None:
+    code = f"import sys; sys.path[:] = {sys.path!r}; import daemonkit; daemonkit.detached; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True)
+    assert "daemonkit._detach.context" in done.stdout.split(), done
+    assert "logging" not in done.stdout.split(), done
+
+
 @pytest.mark.parametrize("words", [["ls"], ["status", "web"]])
 def test_ls_and_status_load_nothing_that_takes_longer_than_the_answer(tmp_path: Path, words: list[str]) -> None:
     code = (
