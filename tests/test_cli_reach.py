@@ -193,7 +193,7 @@ def test_a_program_in_place_of_a_name_is_answered_with_the_line_that_starts_it(s
     stem = path.name.partition(".")[0]
     runner = {"js": "node ", "py": "python ", "sh": "sh "}.get(path.suffix[1:], "")
     assert f"daemonkit start {stem} -- {runner}{name if runner or '/' in name else f'./{name}'}\n" in said
-    assert "python app.py 8000" in one_line(shell("start", "python", "app.py", "8000", status=2).stderr)
+    assert "sh app.py 8000" in one_line(shell("start", "sh", "app.py", "8000", status=2).stderr)
     if not runner:
         shell("start", *QUICK, *said.rpartition("daemonkit start ")[2].split())
 

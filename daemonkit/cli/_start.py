@@ -114,7 +114,8 @@ def _refuse_programs(names: Sequence[str]) -> None:
         program = " ".join([f"{runner}{here}{first}", *others])
         raise _say.Usage(f"{first!r} is a program; to start it as an app: daemonkit start {name} -- {program}")
     for word in others:
-        if not _is_app(word) and (os.path.isfile(word) or _is_program(word)):
+        source = os.path.splitext(word)[1] in _RUNNERS
+        if not _is_app(word) and (source or os.path.isfile(word) or _is_program(word)):
             raise _say.Usage(f"unexpected argument {word!r}; put the program after --; see: daemonkit start --help")
 
 
