@@ -27,7 +27,7 @@ from daemonkit._system.libc import c_handler_kept, load_libc
 from daemonkit._system.process import has_terminal, terminal_has_gone
 from daemonkit._system.record import field, record, replace
 from daemonkit._system.sockets import socketpair
-from daemonkit._system.unpatched import close, get_handler, poll, set_handler
+from daemonkit._system.unpatched import close, epoll, get_handler, poll, set_handler
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,9 +59,17 @@ class _Record:
 class Guardian:
     """What the calling process does meanwhile: signals, events, logs, and a look at the worker."""
 
-    def __init__(self, wishes: Wishes, on_event: Callable[[Event], object] | None) -> None:
+    def __init__(
+        self,
+        wishes: Wishes,
+        on_event: Callable[[Event], object] | None,
+        after_events: Callable[[], object] | None = None,
+    ) -> None:
         self._wishes = wishes
         self._on_event = on_event
+        self._after_events = after_events
+        """Called once all events that have come by now were told."""
+        self._has_told = False
         self._records = [_Record() for _ in range(wishes.settings.instances)]
         self._workers = 0
         self._order = ""
@@ -72,7 +80,9 @@ class Guardian:
         self._control: socket.socket | None = None
         self._pumps: dict[int, Pump] = {}
         """By the descriptor that is read."""
-        self._poller = poll()
+        self._late: set[Pump] = set()
+        """Those whose log could not be written; they are not watched meanwhile."""
+        self._epoll: select.epoll
         self._terminal = has_terminal()
         self.adopted = Adopted()
         self.bell: tuple[socket.socket, socket.socket] | None = None
@@ -105,6 +115,7 @@ class Guardian:
         """
         with contextlib.ExitStack() as stack:
             try:
+                self._epoll = stack.enter_context(epoll())
                 control, worker = self._start_worker(stack)
             except OSError as error:
                 if first:
@@ -147,6 +158,7 @@ class Guardian:
         """Turn the forked child into the worker process; does not return."""
         settings = self._wishes.settings
         control.close()
+        self._epoll.close()
         close(spare)
         if self.bell:
             signal.set_wakeup_fd(-1)
@@ -177,28 +189,27 @@ class Guardian:
 
     def _loop(self, control: socket.socket, worker: int) -> bool:
         """Serve until the worker has ended; return whether it was done."""
-        self._poller, self._pumps = poll(), {}
+        self._pumps, self._late = {}, set()
         for fd in (control.fileno(), worker):
-            self._poller.register(fd, select.POLLIN)
+            self._epoll.register(fd, select.EPOLLIN)
         self._watch_pumps()
         if self.bell:
-            self._poller.register(self.bell[0], select.POLLIN)
+            self._epoll.register(self.bell[0], select.EPOLLIN)
         done = False
         self._obey()
         while True:
-            retry = min((pump.retry_at for pump in self._pumps.values()), default=math.inf)
-            timeout = None if retry == math.inf else max(retry - time.monotonic(), 0) * 1000 + 1
-            ready = {fd for fd, _ in self._poller.poll(timeout)}
+            self._end_events()
+            retry = min((pump.retry_at for pump in self._late), default=math.inf)
+            timeout = None if retry == math.inf else max(retry - time.monotonic(), 0) + 0.001
+            ready = {fd for fd, _ in self._epoll.poll(timeout)}
             if self.bell and self.bell[0].fileno() in ready:
                 self._hear_bell()
             self._obey()
             # First of all, as it says that a run starts, whose output may go to a log that is to be opened anew.
             if control.fileno() in ready:
                 done = self._read_messages(control) or done
-            for fd, pump in list(self._pumps.items()):
-                if fd in ready or retry < math.inf:
-                    pump.pump()
-                    self._poller.modify(fd, 0 if pump.retry_at < math.inf else select.POLLIN)
+            for fd in ready.intersection(self._pumps) if retry == math.inf else tuple(self._pumps):
+                self._pump(self._pumps[fd])
             if done:  # the worker waits for this before it ends: so what was set free does not come to this process
                 self.adopted.finish()
                 with contextlib.suppress(OSError):
@@ -211,7 +222,18 @@ class Guardian:
         for pump in self._wishes.pumps():
             if pump.reader not in self._pumps:
                 self._pumps[pump.reader] = pump
-                self._poller.register(pump.reader, select.POLLIN)
+                self._epoll.register(pump.reader, select.EPOLLIN)
+                self._watch_or_retry(pump)
+
+    def _pump(self, pump: Pump) -> None:
+        pump.pump()
+        self._watch_or_retry(pump)
+
+    def _watch_or_retry(self, pump: Pump) -> None:
+        is_late = pump.retry_at < math.inf
+        if is_late != (pump in self._late):
+            self._epoll.modify(pump.reader, 0 if is_late else select.EPOLLIN)
+            (self._late.add if is_late else self._late.discard)(pump)
 
     def _hear_bell(self) -> None:
         if self.bell:
@@ -309,13 +331,19 @@ class Guardian:
             self._records[event.instance].pids.discard(event.pid)
             for pump in self._wishes.pumps_of(event.instance):  # its last lines come before the news of its end
                 pump.log.reopen()  # the next run may have begun to print
-                pump.pump()
+                self._pump(pump)
+        self._has_told = True
         if self._on_event:
             try:
                 with self.adopted.callers_turn():
                     self._on_event(event)
             except Exception:
                 _logger.exception("on_event raised an exception; the supervising goes on")
+
+    def _end_events(self) -> None:
+        if self._has_told and self._after_events:
+            self._after_events()
+        self._has_told = False
 
     def _end_what_is_left(self) -> None:
         """End what a worker that was killed has left."""
@@ -331,6 +359,7 @@ class Guardian:
                 self._tell(Event(index, "exit", pid, -signal.SIGKILL, time.time()))
         for pump in self._pumps.values():
             pump.pump()
+        self._end_events()
 
     def _pause(self, seconds: float) -> None:
         """Wait, unless a signal orders to stop."""

@@ -29,7 +29,9 @@ class NotifySockets:
         """There are none yet; `epoll` is told of each that comes."""
         self._epoll = epoll
         self._first_mark = first_mark
-        self._sockets: dict[int, tuple[socket.socket, Run]] = {}
+        self._sockets: dict[Run, socket.socket] = {}
+        self._runs: dict[int, Run] = {}
+        """By descriptor."""
 
     def open(self) -> socket.socket:
         """Return a new socket, bound to a name that the kernel chooses: unix(7)."""
@@ -40,35 +42,34 @@ class NotifySockets:
 
     def add(self, notify: socket.socket, run: Run) -> None:
         """Watch the socket of a run that was started."""
-        self._sockets[notify.fileno()] = notify, run
+        self._sockets[run], self._runs[notify.fileno()] = notify, run
         self._epoll.register(notify.fileno(), select.EPOLLIN)
 
     def close(self, run: Run) -> None:
         """Close the socket of a run that is over."""
-        for fd, (notify, of) in list(self._sockets.items()):
-            if of is run:
-                self._epoll.unregister(fd)
-                notify.close()
-                del self._sockets[fd]
+        if notify := self._sockets.pop(run, None):
+            del self._runs[notify.fileno()]
+            self._epoll.unregister(notify.fileno())
+            notify.close()
 
     def descriptors(self) -> set[int]:
         """Return all of them."""
-        return set(self._sockets)
+        return set(self._runs)
 
     def run_at(self, fd: int) -> Run | None:
         """Return the run whose socket that is."""
-        return self._sockets[fd][1] if fd in self._sockets else None
+        return self._runs.get(fd)
 
     def read(self, run: Run, owner: Owner | None, main: int | None) -> Iterator[bytes]:
         """Yield each line that was sent for the run, by somebody who may; `main` is its main process while it lives."""
-        for notify, of in tuple(self._sockets.values()):
-            while of is run:
-                try:
-                    text, ancillary, _, _ = notify.recvmsg(4096, socket.CMSG_SPACE(_CREDENTIALS.size))
-                except BlockingIOError:
-                    break
-                if self._is_trusted(ancillary, run, owner, main):
-                    yield from text.split(b"\n")
+        notify = self._sockets.get(run)
+        while notify:
+            try:
+                text, ancillary, _, _ = notify.recvmsg(4096, socket.CMSG_SPACE(_CREDENTIALS.size))
+            except BlockingIOError:
+                break
+            if self._is_trusted(ancillary, run, owner, main):
+                yield from text.split(b"\n")
 
     def _is_trusted(
         self, ancillary: list[tuple[int, int, bytes]], run: Run, owner: Owner | None, main: int | None

@@ -177,7 +177,9 @@ def lay(
                 if key not in sinks:
                     sinks[key] = sink
                     stack.callback(sink.close)
-    users = {key: {index for (_, index), other in keys.items() if other == key} for key in keys.values()}
+    users: dict[object, set[int]] = {}
+    for (_, index), key in keys.items():
+        users.setdefault(key, set()).add(index)
     shared = frozenset(key for key, indexes in users.items() if len(indexes) > 1)
     by_stream: dict[tuple[int, int], Pump] = {}
     for (number, index), key in keys.items():

@@ -116,9 +116,11 @@ def supervise(  # noqa: PLR0913 - each is an option of its own, and keyword-only
 def supervise_by(options: dict[str, Any]) -> Summary:
     """Do what `supervise` does, with its arguments by their names.
 
-    There is one more, `number`: what a single instance has as its number, instead of 0.
+    There are two more: `number` is what a single instance has as its number, instead of 0; `after_events` is called
+    once all events that have come by now were told.
     """
     on_event, on_reload = options.pop("on_event"), options.pop("on_reload")
+    after_events = options.pop("after_events", None)
     if not in_main_thread():
         raise RuntimeError("supervise() must be called in the main thread, which handles the signals")
     for name, callback in (("on_event", on_event), ("on_reload", on_reload)):
@@ -128,6 +130,6 @@ def supervise_by(options: dict[str, Any]) -> Summary:
     reap()
     with contextlib.ExitStack() as stack:
         wishes = Wishes(options, on_reload, stack)
-        guardian = Guardian(wishes, on_event)
+        guardian = Guardian(wishes, on_event, after_events)
         with recorded_signals(guardian):
             return guardian.watch()

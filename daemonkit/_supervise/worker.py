@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 _MEMORY_EVERY: Final = 5.0  # seconds
 _COMMANDS: Final = 16  # bytes
 _FDS: Final = 253  # unix(7)
+_GARBAGE: Final = 100_000  # objects
 _ORDERS: Final = frozenset(
     {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2}
 )
@@ -102,9 +103,17 @@ class Worker:
     """Rung by signals: SIGCHLD."""
     known_states: dict[int, tuple[State, int, int | None]] = field(default_factory=dict)
     """By instance: the state, starts and exit status that the guardian knows of."""
+    changed: dict[Instance, None] = field(default_factory=dict)
+    """Those that something has happened to. Only they are looked at, or a round would cost more with each instance."""
+    due: dict[Instance, float] = field(default_factory=dict)
+    """When an instance is to be looked at, if ever."""
+    undone: set[Instance] = field(default_factory=set)
+    """Those of which something is left, or is to come."""
 
     def __post_init__(self) -> None:
         """Make the parts."""
+        self.changed = dict.fromkeys(self.instances)
+        self.undone = {instance for instance in self.instances if not instance.done}
         self.outbox = Outbox(self.control)
         self.notify = NotifySockets(self.epoll, self.settings.mark)
         self.checks = Checks(self.epoll, self._fork_check, self._checked, self._may_listen)
@@ -119,20 +128,24 @@ class Worker:
         for number in range(3):
             os.set_inheritable(number, True)
         self._set_up_signals()
-        gc.freeze()  # or each garbage collection would copy memory that is shared with the caller, by writing to it
+        # Or each garbage collection would copy memory that is shared with the caller or an instance, by writing to it.
+        # What is made here is in no circles.
+        gc.freeze()
+        gc.set_threshold(_GARBAGE)
         self.epoll.register(self.control.fileno(), select.EPOLLIN)
         self.epoll.register(self.guardian, select.EPOLLIN)
         if self.settings.max_memory is not None:
             self.memory_at = time.monotonic() + _MEMORY_EVERY
         for instance in self.instances:
             if instance.state == "backoff":
-                self._do(instance.begin())
-        while self.strays or self.checks.by_pid or not all(instance.done for instance in self.instances):
+                self._do(instance, instance.begin())
+        while self.strays or self.checks.by_pid or self.undone:
+            self._note_changes()
             self._send()
             self._wait()
         if self.guardian_is_gone:
             self.settings.plumbing.drain(self.settings.umask, self.settings.owner)
-        self._say_states()
+        self._note_changes()
         self.outbox.say(("done",))
         self.outbox.send_all()
         with contextlib.suppress(OSError):
@@ -157,8 +170,7 @@ class Worker:
     def _wait(self) -> None:
         self.strays.is_current = False
         now = time.monotonic()
-        due = min((instance.next_time() for instance in self.instances), default=math.inf)
-        due = min(due, self.memory_at, self.checks.next_time())
+        due = min(min(self.due.values(), default=math.inf), self.memory_at, self.checks.next_time())
         timeout = None if due == math.inf else max(min(due - now, 3600.0) + 0.0005, 0)
         # What was sent in time is read before anything counts as late. After SIGSTOP and SIGCONT the first poll ends
         # with its time without having looked, so there is a second one.
@@ -166,10 +178,10 @@ class Worker:
         # The calling process's end comes first: nothing is started again after that.
         for fd, _ in sorted(events, key=lambda event: event[0] != self.guardian):
             self._dispatch(fd)
+        self._note_changes()
         now = time.monotonic()
-        for instance in self.instances:
-            if instance.next_time() <= now:
-                self._do(instance.tick(now))
+        for instance in [one for one, due in self.due.items() if due <= now]:
+            self._do(instance, instance.tick(now))
         self.checks.tick(now)
         if now >= self.memory_at:
             self.memory_at = now + _MEMORY_EVERY
@@ -187,7 +199,7 @@ class Worker:
             self.outbox.clear()
             self.guardian_is_gone = self.stopping = True
             for instance in self.instances:
-                self._do(instance.kill())
+                self._do(instance, instance.kill())
         elif fd == self.bell[0].fileno():
             with contextlib.suppress(BlockingIOError):
                 while self.bell[0].recv(4096):
@@ -214,11 +226,11 @@ class Worker:
                 self.stopping = True
                 now = time.monotonic()
                 for instance in self.instances:
-                    self._do(instance.stop(now))
+                    self._do(instance, instance.stop(now))
             case b"kill":
                 self.stopping = True
                 for instance in self.instances:
-                    self._do(instance.kill())
+                    self._do(instance, instance.kill())
             case b"reload":
                 self.queue = deque(self.instances)
             case _ if not message and self.control.fileno() >= 0:
@@ -272,12 +284,13 @@ class Worker:
                 self.instances.append(instance)
                 if self.serial:
                     self.coming.add(instance)
-                self._do(instance.begin())
+                self._do(instance, instance.begin())
 
     def _go_by(self, settings: Settings) -> None:
         self.settings = settings
         for instance in self.instances:
             instance.rules = settings.rules
+            self.changed[instance] = None
         if settings.max_memory is None:
             self.memory_at = math.inf
         elif self.memory_at == math.inf:
@@ -304,7 +317,7 @@ class Worker:
         for instance in self.instances:
             if instance.index >= self.settings.instances and instance not in self.leaving:
                 self.leaving.add(instance)
-                self._do(instance.stop(now))
+                self._do(instance, instance.stop(now))
         self._roll()
 
     def _is_of_old(self, instance: Instance) -> bool:
@@ -323,7 +336,8 @@ class Worker:
 
     # --- carrying it out --------------------------------------------------------------------------------------------
 
-    def _do(self, actions: Iterable[Action]) -> None:
+    def _do(self, of: Instance, actions: Iterable[Action]) -> None:
+        self.changed[of] = None
         for action in actions:
             match action:
                 case Start(instance):
@@ -334,6 +348,10 @@ class Worker:
                     self.strays.kill(run)
                 case Emit(kind, run):
                     self._emit(kind, run)
+        if of.done:
+            self.undone.discard(of)
+        else:
+            self.undone.add(of)
 
     def _stop(self, run: Run) -> None:
         settings = self.settings_of[run.number]
@@ -356,8 +374,11 @@ class Worker:
                     undo.enter_context(notify)
                 # This process has the mark while it forks, so the child has it from its first moment on.
                 put_mark(self.settings.mark + number)
-                fork = fork_child if self.settings.target else fork_to_exec
-                pid = fork(lambda: self._become(instance.index, notify))
+                settings, index, address = self.settings, instance.index, notify.getsockname() if notify else b""
+                if settings.target:
+                    pid = fork_child(lambda: become(settings, index, address, self.pid, self._own_descriptors(notify)))
+                else:  # an exec closes them
+                    pid = fork_to_exec(lambda: become(settings, index, address, self.pid, ()))
                 put_mark(self.settings.mark + WORKER)
             except OSError as error:
                 self._start_failed(instance, number, error)
@@ -386,20 +407,13 @@ class Worker:
         instance.started(run)
         run.exitcode = 1
         self._log(logging.ERROR, f"instance {instance.index} could not be started: {error}")
-        self._do(instance.emptied(run, time.monotonic()))
+        self._do(instance, instance.emptied(run, time.monotonic()))
 
-    def _become(self, index: int, notify: socket.socket | None) -> NoReturn:
-        own: set[int] = set()
-        if self.settings.target:  # an exec closes them
-            own = {
-                self.epoll.fileno(),
-                self.guardian,
-                *self.notify.descriptors(),
-                *self.settings.plumbing.descriptors(),
-            }
-            own |= self.checks.descriptors()
-            own |= {end.fileno() for end in (self.control, *self.bell, notify) if end}
-        become(self.settings, index, notify.getsockname() if notify else b"", self.pid, own)
+    def _own_descriptors(self, notify: socket.socket | None) -> set[int]:
+        """Return what is open for this process alone."""
+        own = {self.epoll.fileno(), self.guardian, *self.notify.descriptors(), *self.checks.descriptors()}
+        own |= self.settings.plumbing.descriptors()
+        return own | {end.fileno() for end in (self.control, *self.bell, notify) if end}
 
     def _fork_check(self, check: Check, output: int) -> int:
         number = self.next_mark
@@ -417,9 +431,9 @@ class Worker:
             actions = run.instance.checked(run, now, good=good)
             if actions and check.printed:
                 self._log(logging.WARNING, f"health_check of instance {run.instance.index}: {check.last_words()}")
-            self._do(actions)
+            self._do(run.instance, actions)
         elif good:
-            self._do(run.instance.ready(run, now, check.kind))
+            self._do(run.instance, run.instance.ready(run, now, check.kind))
 
     def _may_listen(self, run: Run, port: int) -> bool:
         """Tell whether this run may be the one that listens on a port: not if only another one is seen to do so."""
@@ -434,9 +448,10 @@ class Worker:
         for line in self.notify.read(run, self.settings.owner, main):
             now = time.monotonic()
             if line == b"READY=1":
-                self._do(run.instance.ready(run, now))
+                self._do(run.instance, run.instance.ready(run, now))
             elif line == b"WATCHDOG=1":
                 run.instance.heartbeat(run, now)
+                self.changed[run.instance] = None
 
     # --- what has ended ---------------------------------------------------------------------------------------------
 
@@ -453,8 +468,8 @@ class Worker:
                 del self.ending[number]
                 del self.runs[number], self.settings_of[number]
                 self.notify.close(run)
-                self._do(run.instance.emptied(run, now))
-        if self.strays and all(instance.done for instance in self.instances):
+                self._do(run.instance, run.instance.emptied(run, now))
+        if self.strays and not self.undone:
             self._look_after_strays()  # once more: now also those that could not be attributed to a run are killed
 
     def _bury(self, zombie: Any) -> None:  # noqa: ANN401 - waitid's result
@@ -466,7 +481,7 @@ class Worker:
             if code == 0 and not run.ending and (left := self._left_by(run)):
                 self._log(logging.WARNING, describe_left(run, left))
             # Done before it is reaped: until then nobody else can get its number, which is also its group's.
-            self._do(run.instance.exited(run, code))
+            self._do(run.instance, run.instance.exited(run, code))
             self.checks.drop(run)
             del self.mains[pid]
             self.ending[run.number] = run
@@ -486,7 +501,7 @@ class Worker:
             before, alive = len(found), sum(start_of(pid) is not None for pid in found)
 
     def _look_after_strays(self) -> None:
-        self.strays.look_up(all_done=all(instance.done for instance in self.instances))
+        self.strays.look_up(all_done=not self.undone)
 
     # --- rolling restarts, memory -------------------------------------------------------------------------------------
 
@@ -500,7 +515,7 @@ class Worker:
                 continue
             instance = self.queue.popleft()
             before = instance.starts
-            self._do(instance.replace(must_go=instance in self.too_big))
+            self._do(instance, instance.replace(must_go=instance in self.too_big))
             self.too_big.discard(instance)
             if instance.starts > before and instance.replacing:
                 self.rolling = instance
@@ -552,15 +567,21 @@ class Worker:
     def _log(self, level: int, text: str) -> None:
         self.outbox.say(("log", level, text))
 
-    def _say_states(self) -> None:
-        for instance in self.instances:
+    def _note_changes(self) -> None:
+        """Note when those that have changed are due, and tell the guardian of their states."""
+        for instance in self.changed:
+            due = instance.next_time()
+            if due < math.inf:
+                self.due[instance] = due
+            else:
+                self.due.pop(instance, None)
             state = (instance.state, instance.starts, instance.exitcode)
             if state != self.known_states.get(instance.index):
                 self.known_states[instance.index] = state
                 self.outbox.say(("state", instance.index, *state))
+        self.changed.clear()
 
     def _send(self) -> None:
-        self._say_states()
         self.outbox.send()
         if self.outbox.events != self.watched:
             with contextlib.suppress(OSError):

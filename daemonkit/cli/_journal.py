@@ -48,6 +48,8 @@ class Journal:
         self._before: list[dict[str, Any]] | None = None
         """The instances as they were when a reload began; None where only their number changes."""
         self._failed_before: list[int] = []
+        self._replaced = 0
+        """So many instances were found to be replaced, from the first one on."""
         self.is_refused = False
         """Whether what the last reload brought did not come up, so that the old is still in force."""
         self.refusal = ""
@@ -91,7 +93,7 @@ class Journal:
                 self.is_refused = True
                 self._decide_reload(FAILED, "a new run did not come up, so the old ones stay")
         if self.is_reloading:
-            self._look_at_reload()
+            self._look_at_reload(event.instance)
 
     def _ended(self, one: dict[str, Any], event: Event) -> None:
         lived = event.time - self._begun.pop(event.pid, event.time)
@@ -146,7 +148,7 @@ class Journal:
         self._before = copy.deepcopy(self.instances) if all_anew else None
         self._failed_before = [one["failed"] for one in self.instances]
         self._wanted = wanted
-        self.is_refused = False
+        self.is_refused, self._replaced = False, 0
         self._look_at_reload()
 
     def _decide_reload(self, outcome: str, why: str = "") -> None:
@@ -159,13 +161,22 @@ class Journal:
         while len(self.instances) > wanted and not self.instances[-1]["runs"]:
             self.instances.pop()
 
-    def _look_at_reload(self) -> None:
-        """See whether the reload has ended."""
+    def _look_at_reload(self, changed: int = -1) -> None:
+        """See whether the reload has ended, now that something has happened to an instance."""
         self.forget_unwanted(self._wanted)
-        if any(self._has_failed(index) for index in range(len(self.instances))):
+        if 0 <= changed < len(self.instances) and self._has_failed(changed):
             self._decide_reload(FAILED, "a new run did not come up")
-        elif len(self.instances) == self._wanted and all(map(self._is_replaced, range(self._wanted))):
+        elif len(self.instances) == self._wanted and self._all_replaced():
             self._decide_reload(DONE)
+
+    def _all_replaced(self) -> bool:
+        """Tell so. They are replaced one after the other, so a look at the next one is enough until the last one."""
+        while self._replaced < self._wanted:
+            if not self._is_replaced(self._replaced):
+                return False
+            self._replaced += 1
+        self._replaced = 0  # an earlier one may have ended since
+        return all(map(self._is_replaced, range(self._wanted)))
 
     def _has_failed(self, index: int) -> bool:
         """Tell whether an instance has failed to come up that had no run before, so that none stays in its place."""

@@ -100,7 +100,8 @@ class Supervisor:
             self._end_what_was_left(self._app.last_state())
         options = self._options(self._settings)
         try:
-            callbacks = {"on_event": self._on_event, "on_reload": self._on_reload}
+            # The state is written once for all events that come together: with many instances that is most of the work.
+            callbacks = {"on_event": self._on_event, "after_events": self._write_state, "on_reload": self._on_reload}
             summary = supervise_by({**_DEFAULTS, "target": self._settings["command"], **options, **callbacks})
         except BaseException:
             journal.end_badly()
@@ -230,9 +231,8 @@ class Supervisor:
             if self._said is None:
                 self._said = self._last_lines()
                 os.kill(os.getpid(), signal.SIGTERM)  # once: a second one would kill the others
-        elif journal.all_up and not journal.state["ready"]:
-            return self._count_as_up()
-        return self._write_state()
+        elif not journal.state["ready"] and journal.all_up:
+            self._count_as_up()
 
     def _count_as_up(self) -> None:
         if self._app:
