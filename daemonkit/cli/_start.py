@@ -167,6 +167,8 @@ def _launch(app: App, settings: Settings, report: int) -> int:
         child = fork_child(lambda: _become(app, settings, report))
         pidfd = os.pidfd_open(child)
         try:
+            from daemonkit.cli import _report  # noqa: F401 - `outcome` needs it, and now there is nothing else to do
+
             return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         except KeyboardInterrupt:
             with contextlib.suppress(ProcessLookupError, ChildProcessError):
