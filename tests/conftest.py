@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 
 
 # What `make quick` leaves out: what builds, boots, sweeps, or takes seconds by its nature.
-CASES = 2  # of each table
+CASES = 1  # of each table
 LONG_FILES = {
     *("test_install", "test_docs", "test_examples", "test_systemd", "test_crash", "test_lock_protocol", "test_servers"),
     *("test_everywhere", "test_walkthrough", "test_bench", "test_programs", "test_libraries", "test_greenlets"),
+    *("test_cli_day", "test_site"),
 }
 
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daemonkit.cli import _app, _json, _table
@@ -21,6 +21,7 @@ VALUES = st.recursive(
 )
 
 
+@settings(max_examples=30)
 @given(VALUES, st.sampled_from([None, 1]))
 def test_what_is_written_is_read_as_json_reads_it(value: object, indent: int | None) -> None:
     text = json.dumps(value, indent=indent) + "\n"

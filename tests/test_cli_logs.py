@@ -157,6 +157,7 @@ def test_the_log_of_a_start_that_failed_can_be_seen_and_deleted(shell: Shell) ->
     shell("delete", "web", status=1)
 
 
+@pytest.mark.long
 def test_what_the_supervisor_says_is_rotated_with_the_log(shell: Shell) -> None:
     """Also of an app that says nothing itself."""
     shell.start("web", "--log-max-bytes", "1K", "--log-backups", 2, "--restart", "always", command=("sleep", "0.1"))

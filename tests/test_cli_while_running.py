@@ -111,6 +111,7 @@ def test_reload_with_another_command_line_and_the_present_environment(shell: She
     assert shell.report("web")["command"] == list(words[1:])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "words",
     [("--env", "A=bad"), ("--", "sh", "-c", "exit 3"), ("-i", "3", "--env", "A=bad"), ("--", "sleep", "nonsense")],

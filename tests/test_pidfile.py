@@ -300,6 +300,7 @@ def _compliance_module(directory: Path) -> object:
     return module
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:setDaemon:DeprecationWarning")
 def test_lockfiles_own_compliance_tests_pass_wherever_they_pass_for_pid_lock_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -377,6 +377,7 @@ def test_where_the_home_for_apps_can_not_be_written_to_they_run_all_the_same(sit
     assert run.wait(PATIENCE) == 0
 
 
+@pytest.mark.long
 def test_a_reader_that_has_stopped_reading_does_not_keep_it_from_stopping(site: Site) -> None:
     site.write('[apps.a]\ncommand = ["sh", "-c", "yes"]\nstop_timeout = 1\n')
     reader, writer = os.pipe()

@@ -373,6 +373,7 @@ def test_the_signals_of_the_c_library_are_at_their_default_too(tmp_path: Path) -
     assert [int(line.split()[1], 16) for line in (tmp_path / "log").read_text().splitlines()] == [0, 0]
 
 
+@pytest.mark.long
 @pytest.mark.skipif(
     not hasattr(ctypes.CDLL(None), "posix_spawn_file_actions_addclosefrom_np"),
     reason="posix_spawn(3) can close all only from glibc 2.34 on",

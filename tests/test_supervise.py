@@ -268,6 +268,7 @@ def test_bad_input_is_refused_before_anything_starts(tmp_path: Path, options: st
     assert error.__name__ in done.stdout
 
 
+@pytest.mark.long
 def test_many_instances_start_and_stop(tmp_path: Path) -> None:
     with supervising(tmp_path, "supervise(['sleep', '1000'], instances=300)") as supervisor:
         supervisor.until("start", 300)

@@ -151,6 +151,7 @@ def test_what_was_sent_in_time_counts_though_the_worker_was_held_up(tmp_path: Pa
         assert supervisor.stop()["instances"][0]["starts"] == 1
 
 
+@pytest.mark.long
 def test_a_program_that_grows_is_replaced_gracefully(tmp_path: Path) -> None:
     grow = "import signal, os\nif not os.path.exists('grown'):\n    x = bytearray(100 << 20); open('grown', 'w').close()\nsignal.pause()"
     body = f"supervise([{sys.executable!r}, '-c', {grow!r}], max_memory=80 << 20, min_uptime=0.1)"
@@ -164,6 +165,7 @@ def test_a_program_that_grows_is_replaced_gracefully(tmp_path: Path) -> None:
 GROW = "import os, signal, time\nif not os.path.exists('grown'):\n    x = bytearray(100 << 20); open('grown', 'w').close()\ntime.sleep(1000)"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "wrapper", ["sh -c '{}; :'", "sh -c 'setsid {} & wait'", "sh -c '(setsid {} &) ; exec sleep 1000'"]
 )

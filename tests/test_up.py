@@ -383,6 +383,7 @@ def test_two_at_once_the_second_says_who_is_at_it_and_waits(site: Site) -> None:
     assert (first.returncode, second.returncode) == (0, 0)
 
 
+@pytest.mark.long
 def test_after_a_kill_at_any_moment_up_makes_it_so(site: Site) -> None:
     rng = random.Random()
     site.write(THREE)

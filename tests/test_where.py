@@ -252,7 +252,7 @@ def test_a_parent_outside_of_the_namespace_and_no_terminal_keep_it_in_the_foregr
             assert facts["ppid"] == 0 and facts["detached"] is False
             os.kill([main.pid, *_descendants(main.pid)][-1], signal.SIGTERM)
             assert main.communicate(timeout=harness.PATIENCE)[0] == "on stdout\n" and main.returncode == 0
-        outer.terminate()
+        outer.kill()  # unshare(1) ignores SIGTERM while it waits
 
 
 SUPERVISED = """
