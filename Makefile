@@ -16,9 +16,9 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 # For the work between: no builds, boots, crash sweeps or documentation, and one of each table of cases. Most tests wait
-# most of the time, so there are more at once.
+# most of the time, so there is one more at once.
 quick: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -n $(or $(QUICK_WORKERS),5) --quick $(ARGS)
+	$(BIN)/python -m pytest -q -n $(or $(QUICK_WORKERS),4) --quick $(ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check

@@ -44,6 +44,7 @@ def test_a_reload_that_fails_says_so_and_the_old_run_stays(shell: Shell) -> None
     assert shell.instances("web") == before and alive(before[0])
 
 
+@pytest.mark.long
 def test_a_reload_whose_worker_is_killed_fails_and_the_settings_stay_the_old_ones(shell: Shell) -> None:
     shell.start("web", "--env", "WORD=one", "--ready-check", "sh -c 'test $WORD = one'")
     reload = subprocess.Popen(
@@ -60,6 +61,7 @@ def test_a_reload_whose_worker_is_killed_fails_and_the_settings_stay_the_old_one
     assert shell.report("web")["up"] == 2
 
 
+@pytest.mark.long
 def test_a_reload_that_comes_while_there_is_no_worker_is_done_by_the_next_one(shell: Shell) -> None:
     shell.start("web")
     for count in (2, 3, 4):
@@ -87,6 +89,7 @@ def test_a_reload_that_is_refused_says_why_and_is_an_event_of_no_instance(shell:
     assert alive(shell.instances("web")[0]) and not alive(before[0])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("says", ["OSError: [Errno 98] Address already in use", "Error: listen EADDRINUSE"])
 def test_a_reload_that_fails_for_the_port_names_the_way_out(shell: Shell, says: str) -> None:
     shell.start("web", command=("sh", "-c", f"mkdir port && exec sleep 1000; echo '{says}'; seq 30; exit 1"))
@@ -140,6 +143,7 @@ def test_reload_of_a_start_that_is_under_way_waits_for_new_runs(shell: Shell) ->
         assert start.wait(PATIENCE) == 0
 
 
+@pytest.mark.long
 def test_several_apps_at_once(shell: Shell) -> None:
     for name in ("a", "b", "c"):
         shell.start(name)

@@ -80,6 +80,7 @@ def running(shell: Shell, *words: object, name: str = "web") -> Iterator[subproc
 SERVE = ("--", "sh", "-c", "echo served; exec sleep 1000")
 
 
+@pytest.mark.long
 def test_run_with_a_name_is_that_app(shell: Shell) -> None:
     with running(shell, "web", "-i", 2, *QUICK, *SERVE) as process:
         report = shell.report("web")
@@ -110,6 +111,7 @@ def test_run_of_a_known_app_is_it_as_it_was(shell: Shell) -> None:
     assert "runs already" in one_line(shell("run", "web", status=1).stderr)
 
 
+@pytest.mark.long
 def test_a_run_that_nobody_reads_goes_on(shell: Shell) -> None:
     program = "while :; do echo a line; sleep 0.01; done"
     process = subprocess.Popen(
@@ -154,6 +156,7 @@ def tell(shell: Shell, line: str) -> tuple[int, str]:
     return int((shell.folder / "rc").read_text()), (shell.folder / "said").read_text()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("verb", ["start", "restart", "spawn"])
 @pytest.mark.parametrize("end", ["crash", "stop"])
 def test_what_an_app_starts_outlives_it(shell: Shell, verb: str, end: str) -> None:

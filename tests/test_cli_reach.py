@@ -127,6 +127,7 @@ def test_any_daemon_of_the_library_is_one_with_a_pidfile(shell: Shell) -> None:
 # --- names --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_known_apps_are_started_again_and_those_that_run_are_left_alone(shell: Shell) -> None:
     for name in ("web1", "web2", "mail"):
         shell.start(name)
@@ -144,6 +145,7 @@ def test_known_apps_are_started_again_and_those_that_run_are_left_alone(shell: S
     assert "no app nosuch" in one_line(shell("start", "web1", "nosuch", status=1).stderr)
 
 
+@pytest.mark.long
 def test_after_a_reboot_all_is_started_but_what_was_stopped_or_is_done(shell: Shell) -> None:
     for name in ("killed", "ended", "stopped", "downed"):
         shell.start(name)

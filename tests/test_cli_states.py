@@ -25,6 +25,7 @@ def state_of(shell: Shell, name: str = "web") -> tuple[str, int]:
     return json.loads(done.stdout)["state"], done.returncode
 
 
+@pytest.mark.long
 def test_an_app_of_which_an_instance_is_not_up_is_degraded(shell: Shell) -> None:
     shell.start("web", "-i", 3, "--max-restarts", 1, command=("sh", "-c", FLAKY))
     assert state_of(shell) == ("running", 0)
@@ -39,6 +40,7 @@ def test_an_app_of_which_an_instance_is_not_up_is_degraded(shell: Shell) -> None
     assert state_of(shell) == ("running", 0)
 
 
+@pytest.mark.long
 def test_a_crash_loop_is_degraded_while_it_backs_off_and_failed_once_it_is_given_up(shell: Shell) -> None:
     shell.start("web", "--backoff", "0,1", "--max-restarts", 3, command=("sh", "-c", "sleep 0.3; exit 1"))
     shell.start("slow", "--backoff", "100,1,100", command=("sh", "-c", "sleep 0.3; exit 1"))

@@ -32,6 +32,7 @@ def test_ctrl_c_during_a_start_leaves_nothing_and_says_so(shell: Shell) -> None:
     assert not list(shell.home.glob("*.pid")) and not list(shell.home.glob("*.json"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("verb", "said"), [("stop", "is being stopped\r\n"), ("restart", "will not be started again")])
 def test_ctrl_c_during_a_stop_says_that_it_goes_on(shell: Shell, verb: str, said: str) -> None:
     shell.start("web", "--stop-timeout", 2, command=("sh", "-c", "trap '' TERM; while :; do sleep 0.1; done"))
@@ -46,6 +47,7 @@ def test_ctrl_c_during_a_stop_says_that_it_goes_on(shell: Shell, verb: str, said
     eventually(lambda: shell.report("web")["pid"] is None)
 
 
+@pytest.mark.long
 def test_what_is_told_on_a_terminal_takes_the_place_of_the_progress(shell: Shell) -> None:
     words = ["start", "web", "--wait-ready", "--start-timeout", "1.5", "--", "sh", "-c", "echo words; exec sleep 1000"]
     terminal = Terminal(["env", f"DAEMONKIT_HOME={shell.home}", *COMMAND, *words], shell.folder)

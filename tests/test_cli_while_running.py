@@ -156,6 +156,7 @@ with socket.socket(fileno=3) as server:
 """
 
 
+@pytest.mark.long
 def test_scaling_and_reloading_with_options_under_load_fail_no_request(shell: Shell) -> None:
     import socket
     import sys

@@ -28,6 +28,7 @@ if os.geteuid() == 0:
 BLOCKED = "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\n"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("before", ["", BLOCKED], ids=["", "SIGTERM blocked"])
 def test_one_sigchld_for_each_program_and_none_for_looking_for_it(tmp_path: Path, before: str) -> None:
     """Whoever sits in os.wait() meets the programs, and nothing that helped to start them."""

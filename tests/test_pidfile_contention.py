@@ -39,6 +39,7 @@ CONTENDER = """
 """
 
 
+@pytest.mark.long
 def test_of_any_number_of_starters_one_wins_and_no_reader_sees_a_wrong_file(tmp_path: Path) -> None:
     """Rounds of four starters over the stale file of the last winner, which was killed; a reader hammers the file."""
     program = harness.write(tmp_path, CONTENDER)
@@ -86,6 +87,7 @@ def _one_round(directory: Path, program: Path) -> int:
     return winner
 
 
+@pytest.mark.long
 def test_holders_that_die_while_others_start(tmp_path: Path) -> None:
     """Churn: starters come and are killed at random; nobody ever holds beside another, and the last start works."""
     program = harness.write(
@@ -247,6 +249,7 @@ STORM = """
 """
 
 
+@pytest.mark.long
 @pytest.mark.timeout(120 + CONTENDED)
 def test_a_storm_of_forked_starters_with_holders_and_starters_killed_at_any_moment(tmp_path: Path) -> None:
     """Rounds of four starts that begin in one instant; three readers look at the raw file and at read_pid() all along."""

@@ -89,6 +89,7 @@ def test_they_start_in_order_and_stop_the_last_one_first(site: Site, number: int
     assert not site.lines("err") or set(site.lines("err")) <= {f"{name} | Terminated" for name in ("db", "web", "mail")}
 
 
+@pytest.mark.long
 def test_the_other_commands_see_them_and_a_second_one_is_refused(site: Site) -> None:
     site.write(THREE)
     run = site.run()
@@ -176,6 +177,7 @@ def test_until_any_the_end_of_one_ends_all_with_its_status(site: Site, status: i
     assert f"daemonkit: job has ended with status {status}" in site.lines("err")
 
 
+@pytest.mark.long
 def test_sighup_reads_the_file_anew_and_touches_only_what_differs(site: Site) -> None:
     site.write(THREE)
     run = site.run()

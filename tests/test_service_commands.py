@@ -192,6 +192,7 @@ def test_each_command_after_a_kill(plain: App) -> None:
         assert (code, re.sub(r"(process) \d+\n", r"\1", out), err) == shown
 
 
+@pytest.mark.long
 def test_each_command_while_a_start_is_under_way(plain: App) -> None:
     for command in ("status", "start", "stop", "restart"):
         first = plain.starting()

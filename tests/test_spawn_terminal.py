@@ -155,6 +155,7 @@ def test_the_shells_exit_does_not_reach_it(tmp_path: Path, shells: str) -> None:
         assert stop(program) == -signal.SIGTERM
 
 
+@pytest.mark.long
 def test_a_caller_that_leads_the_session_may_end_and_hang_up_at_once(tmp_path: Path) -> None:
     """`ssh -t host launcher`: the line is cut the instant it returns."""
     program = harness.write(tmp_path, CALLER.format(options=WAYS[""], then="os._exit(0)"))

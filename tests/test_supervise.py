@@ -184,6 +184,7 @@ def test_it_runs_in_the_main_thread_only(tmp_path: Path) -> None:
     assert "RuntimeError: supervise() must be called in the main thread" in done.stderr
 
 
+@pytest.mark.long
 def test_an_idle_supervisor_does_not_wake_up(tmp_path: Path) -> None:
     with supervising(tmp_path, "supervise(['sleep', '1000'], instances=3)") as supervisor:
         supervisor.until("ready", 3)

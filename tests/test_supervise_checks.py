@@ -90,6 +90,7 @@ def test_a_port_that_only_the_old_run_listens_on_does_not_make_the_new_one_up(tm
         supervisor.stop()
 
 
+@pytest.mark.long
 def test_an_instance_that_fails_its_health_checks_is_stopped_and_started_again(tmp_path: Path) -> None:
     body = """supervise(["sleep", "1000"], min_uptime=0.05, health_check=["sh", "-c", "echo $$ >> checks; echo broken; test ! -e sick"],
     health_interval=0.5, health_failures=3)"""
@@ -108,6 +109,7 @@ def test_an_instance_that_fails_its_health_checks_is_stopped_and_started_again(t
         supervisor.stop()
 
 
+@pytest.mark.long
 def test_a_hung_check_is_killed_with_what_it_started_and_never_piles_up(tmp_path: Path) -> None:
     number = FIRST + 12
     ours = range(number, number + 1)

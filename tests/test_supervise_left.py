@@ -248,6 +248,7 @@ if {own}:
     eventually(lambda: not tree(ours))
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.getuid() != 0 or not shutil.which("runuser"), reason="only root can become somebody else")
 def test_a_main_process_that_became_another_user_neither_survives_nor_runs_twice(tmp_path: Path) -> None:
     number = FIRST + 11

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+@pytest.mark.long
 def test_a_worker_that_is_killed_again_and_again_is_back_within_a_second(tmp_path: Path) -> None:
     with supervising(tmp_path, "supervise(['sleep', '1000'], instances=2)") as supervisor:
         for kill in range(1, 9):

@@ -79,6 +79,7 @@ def test_a_start_that_does_not_get_ready_in_time_is_a_failure(tmp_path: Path) ->
         assert not supervisor.events("ready")
 
 
+@pytest.mark.long
 def test_a_watchdog_that_falls_silent_is_killed_and_restarted(tmp_path: Path) -> None:
     (tmp_path / "dog.py").write_text(
         READY
@@ -139,6 +140,7 @@ def test_a_reload_that_is_asked_for_again_meanwhile_is_done_again(tmp_path: Path
         assert [record["starts"] for record in summary["instances"]] == [3, 2]
 
 
+@pytest.mark.long
 def test_what_was_sent_in_time_counts_though_the_worker_was_held_up(tmp_path: Path) -> None:
     feeder = "import os, socket, time\ns = socket.socket(1, 2)\nwhile 1: s.sendto(b'WATCHDOG=1', '\\0' + os.environ['NOTIFY_SOCKET'][1:]); time.sleep(0.05)"
     with supervising(tmp_path, f"supervise([{sys.executable!r}, '-c', {feeder!r}], watchdog=0.7)") as supervisor:

@@ -75,6 +75,7 @@ def test_up_starts_all_in_order_and_a_second_one_does_nothing(site: Site) -> Non
     assert {path: path.stat().st_mtime_ns for path in site.home.iterdir()} == files
 
 
+@pytest.mark.long
 def test_only_what_has_changed_is_touched(site: Site) -> None:
     site.write(THREE)
     site.up()
@@ -99,6 +100,7 @@ def test_a_change_that_does_not_come_up_is_named_and_what_was_there_stays(site: 
     assert site.up() == ["db: is as it should be", "web: is as it should be", "mail: is as it should be"]
 
 
+@pytest.mark.long
 def test_what_somebody_has_stopped_or_killed_or_changed_by_hand_is_put_right(site: Site) -> None:
     site.write(THREE)
     site.up()
@@ -122,6 +124,7 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(site: Site) -> None:
     assert site.pids() == before
 
 
+@pytest.mark.long
 def test_up_name_also_brings_up_what_it_comes_after(site: Site) -> None:
     site.write(THREE)
     assert site.up("web") == ["db: started", "web: started"]
@@ -253,6 +256,7 @@ after = {after}
 """
 
 
+@pytest.mark.long
 def test_down_stops_all_the_last_first_also_without_the_file(site: Site) -> None:
     site.write(
         QUICK + "".join(SLOW_TO_STOP.format(name=n, after=a) for n, a in {"a": [], "b": ["a"], "c": ["b"]}.items())
@@ -277,6 +281,7 @@ def test_down_stops_all_the_last_first_also_without_the_file(site: Site) -> None
 # --- order ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_thirty_apps_with_a_random_order_each_begin_after_what_they_come_after(site: Site) -> None:
     rng = random.Random(4)
     names = [f"app{number}" for number in range(30)]
