@@ -1,4 +1,4 @@
-"""The `daemonkit` command: argparse, text and exit statuses; what it does is the library's.
+"""The `daemonkit` command: words, text and exit statuses; what it does is the library's.
 
 Exit status: 0 done; 1 failed, with one line on stderr; 2 usage; 3 the app of `status` does not run; 130 Ctrl-C.
 Each command loads only what it needs, so that `status` and `ls` are quick.
