@@ -6,14 +6,11 @@ import os
 import signal
 import socket
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from harness import PATIENCE, alive, children, eventually, let_everybody_in, run
 from supervising import FIRST, pids, supervising, tree
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def _free_port() -> int:
@@ -41,6 +38,16 @@ def test_a_ready_check_that_never_succeeds_is_a_failed_start_and_its_last_words_
         assert supervisor.summary()["instances"][0]["state"] == "gave-up"
         errors = supervisor.errors.read_text()
         assert "ready_check of instance 0 printed at last: no database" in errors and "not up in time" in errors
+
+
+def test_a_check_that_prints_without_end_waits_so_that_the_supervisor_does_not_read_all_day(tmp_path: Path) -> None:
+    body = "supervise(['sleep', '1000'], ready_check=['yes', 'no database'], start_timeout=1.5)"
+    with supervising(tmp_path, body) as supervisor:
+        supervisor.until("exit")
+        io = dict(line.split(": ") for line in (Path("/proc") / str(supervisor.worker) / "io").read_text().splitlines())
+        assert int(io["rchar"]) < 256 << 20
+        supervisor.stop()
+        assert "printed at last: no database | no database" in supervisor.errors.read_text()
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")

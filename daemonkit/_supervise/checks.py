@@ -37,6 +37,8 @@ _TCP_EVERY: Final = 0.1
 _READY_LIMIT: Final = 10.0  # seconds that one attempt may take; all of them together, start_timeout
 _READ: Final = 1 << 16
 _TAIL: Final = 2000  # bytes of what a check prints that are kept
+_PLENTY: Final = 1 << 27  # bytes; a check that prints more waits after each read, or it would take a whole processor
+_READ_PAUSE: Final = 0.1  # seconds
 
 
 @record(eq=False)
@@ -61,6 +63,10 @@ class Check:
     late: bool = False
     printed: bytes = b""
     """The end of what it printed last."""
+    length: int = 0
+    """Of all that it has printed, in bytes."""
+    read_at: float = math.inf
+    """When it is read again, if it prints too much."""
 
     @property
     def under_way(self) -> bool:
@@ -70,7 +76,7 @@ class Check:
     def next_time(self) -> float:
         """Return when it has to be looked at."""
         if self.under_way:
-            return math.inf if self.late else self.begun + self.limit
+            return min(math.inf if self.late else self.begun + self.limit, self.read_at)
         return math.inf if self.run.ending else self.due
 
     def last_words(self) -> str:
@@ -135,6 +141,9 @@ class Checks:
     def tick(self, now: float) -> None:
         """Begin what is due, and end what is late."""
         for check in list(self._checks.values()):
+            if now >= check.read_at:
+                check.read_at = math.inf
+                self._epoll.modify(check.reader, select.EPOLLIN)
             if now < check.next_time():
                 continue
             if check.under_way:
@@ -182,7 +191,7 @@ class Checks:
             return
         finally:
             close(writer)
-        check.printed = b""
+        check.printed, check.length = b"", 0
         self.by_pid[check.pid] = self._by_fd[check.reader] = check
         self._epoll.register(check.reader, select.EPOLLIN)
 
@@ -194,7 +203,11 @@ class Checks:
         if check.connection:
             self._connected(check, check.connection)
         elif not self._read(check):
+            check.read_at = math.inf
             self._forget(fd)
+        elif check.length > _PLENTY:
+            self._epoll.modify(fd, 0)
+            check.read_at = time.monotonic() + _READ_PAUSE
         return True
 
     def _read(self, check: Check) -> bool:
@@ -202,6 +215,7 @@ class Checks:
         with contextlib.suppress(OSError):
             data = genuine(os.read)(check.reader, _READ) if check.reader >= 0 else b""
             check.printed = (check.printed + data[-_TAIL:])[-_TAIL:]
+            check.length += len(data)
             return bool(data)
         return True
 
@@ -213,7 +227,7 @@ class Checks:
         if check.reader >= 0:
             self._forget(check.reader)
             close(check.reader)
-            check.reader = -1
+            check.reader, check.read_at = -1, math.inf
         if check.connection:
             self._forget(check.connection.fileno())
             check.connection.close()
