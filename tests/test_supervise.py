@@ -107,6 +107,17 @@ open("before", "w").write(str(sorted(before)))
     assert {0, 1, 2, 3} <= there and there - {3} <= before
 
 
+def test_a_callables_garbage_is_collected_as_the_callers(tmp_path: Path) -> None:
+    body = """
+import gc
+gc.set_threshold(123, 4, 5)
+supervise(lambda: print(gc.isenabled(), gc.get_threshold()[:2]), stdout="out", restart="never")
+"""
+    with supervising(tmp_path, body) as supervisor:
+        assert supervisor.process.wait(PATIENCE) == 0
+    assert (tmp_path / "out").read_text() == "True (123, 4)\n"
+
+
 @pytest.mark.parametrize(
     ("body", "status", "text"),
     [

@@ -131,7 +131,8 @@ class Worker:
         # Or each garbage collection would copy memory that is shared with the caller or an instance, by writing to it.
         # What is made here is in no circles.
         gc.freeze()
-        gc.set_threshold(_GARBAGE)
+        if self.settings.target is None:  # a callable has the caller's threshold
+            gc.set_threshold(_GARBAGE)
         self.epoll.register(self.control.fileno(), select.EPOLLIN)
         self.epoll.register(self.guardian, select.EPOLLIN)
         if self.settings.max_memory is not None:
