@@ -242,6 +242,27 @@ def test_a_start_works_where_sigchld_is_ignored_or_everything_is_reaped(tmp_path
     stop(facts["pid"])
 
 
+def test_a_start_that_fails_is_told_where_the_kernel_reaps_the_middle_process_in_that_moment(tmp_path: Path) -> None:
+    done = run(
+        tmp_path,
+        """
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        caller, waitid = os.getpid(), os.waitid
+        def wait_until_it_is_gone(kind, pid, options):
+            found = waitid(kind, pid, options)
+            while os.getpid() == caller and os.path.exists(f"/proc/{pid}"): time.sleep(0.001)
+            return found
+        os.waitid = wait_until_it_is_gone
+        try:
+            with daemonkit.detached(pidfile="pid", wait_ready=True, working_directory="."):
+                sys.exit(5)
+        except daemonkit.StartError as error:
+            print(error.exitcode, daemonkit.PidFile("pid").is_locked())
+    """,
+    )
+    assert (done.returncode, done.stdout) == (0, "5 False\n"), done.stderr
+
+
 @pytest.mark.parametrize("moment", ["the wait for the middle process", "recv"])
 def test_an_exception_at_the_moment_of_success_does_not_take_the_start_back(tmp_path: Path, moment: str) -> None:
     """Inject the fault: a Ctrl-C just where the caller has learnt that the daemon runs."""

@@ -183,7 +183,9 @@ class _Middle:
 
     def _end_group(self) -> None:
         """End the middle process and its group, and hold again the locks that were passed on."""
-        with contextlib.suppress(ChildProcessError):  # somebody else reaped it: then its number is not ours to use
+        # Somebody else may have reaped it, or reap it just now, as the kernel does where SIGCHLD is ignored: then its
+        # number is not ours to use.
+        with contextlib.suppress(ChildProcessError, ProcessLookupError):
             os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
             os.kill(self.pid, signal.SIGKILL)
             wait_for_end(self.pid, _MIDDLE_ENDS_WITHIN)
