@@ -235,3 +235,12 @@ def test_a_start_stays_below_its_ceilings(name: str) -> None:
     if not why_no_strace():
         found["calls"] = min(calls_of(name) for _ in range(3))
     assert over({name: found}, STARTS) == {}, found
+
+
+def test_a_supervisor_waits_for_its_workers_end_without_asking_again_and_again(tmp_path: Path) -> None:
+    if reason := why_no_strace():
+        pytest.skip(reason)
+    program = "import daemonkit; daemonkit.supervise(['true'])"
+    command = ["strace", "-f", "-o", "trace", sys.executable, "-c", program]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    assert (tmp_path / "trace").read_text().count("shutdown(") == 1

@@ -210,10 +210,12 @@ class Guardian:
                 done = self._read_messages(control) or done
             for fd in ready.intersection(self._pumps) if retry == math.inf else tuple(self._pumps):
                 self._pump(self._pumps[fd])
-            if done:  # the worker waits for this before it ends: so what was set free does not come to this process
+            if done and control.fileno() in ready:
+                # The worker waits for this before it ends: so what was set free does not come to this process.
                 self.adopted.finish()
                 with contextlib.suppress(OSError):
                     control.shutdown(socket.SHUT_WR)
+                self._epoll.unregister(control.fileno())  # or its end would be told again and again
             if worker in ready:
                 return self._read_messages(control) or done
 
