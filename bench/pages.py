@@ -108,6 +108,14 @@ ratios of neighbours, so that a machine that drifts slows both.
 """
 
 
+_CURVES = (
+    "Both axes are logarithmic. A flat curve is a cost that does not grow: that of a launch with the caller's memory, of a "
+    "crash with the number of instances, of `daemonkit logs` with the length of the log. A fork copies page tables, so "
+    "`detached()` takes longer in a caller with much memory, as every fork does. A launch closes each descriptor that is "
+    "open in the caller, as `Popen` does."
+)
+
+
 def page(parts: dict[str, Part], machine: str) -> str:
     """Return the page for readers."""
     head = ["# Benchmarks", "", *textwrap.wrap(" ".join(_sentences(parts)), 120), ""]
@@ -122,6 +130,8 @@ def render(name: str, part: Part, *, hidden: tuple[str, ...] = _FOR_GOALS) -> st
     lines = [f"## {part['title']}", "", f"Measured {part['measured']}.", ""]
     if part["charts"] or part.get("plots"):
         lines += [f"![{part['title']}, as {'bars' if part['charts'] else 'curves'}](benchmarks/{name}.svg)", ""]
+    if part.get("plots"):
+        lines += [*textwrap.wrap(_CURVES, 120), ""]
     if part["rows"]:
         # What is between the two comments other pages include.
         shown = [number for number, title in enumerate(part["head"]) if title not in hidden]

@@ -7,11 +7,11 @@ from typing import TypedDict
 from xml.sax.saxutils import escape
 
 _WIDTH, _HEIGHT, _COLUMNS = 430, 300, 2
-_LEFT, _RIGHT, _TOP, _BOTTOM = 72, 26, 34, 40
-_LEGEND = 18
+_LEFT, _RIGHT, _TOP, _BOTTOM = 80, 40, 34, 40
+_LEGEND, _GAP = 18, 12
 _TEXT, _GRID = "#767d88", "#8a93a0"
-_COLOURS = ("#2f8f6b", "#8a93a0", "#b0713a", "#5b7fb5", "#9a5aa0")
-"""The first is daemonkit's. Each has a contrast of 3 and more with white and with black: WCAG 1.4.11."""
+_OWN, _C, _OTHERS = "#2f8f6b", "#b0713a", ("#8a93a0", "#5b7fb5", "#9a5aa0")
+"""Each has a contrast of 3 and more with white and with black: WCAG 1.4.11."""
 
 
 class Plot(TypedDict):
@@ -25,7 +25,7 @@ class Plot(TypedDict):
 
 def draw(plots: list[Plot]) -> str:
     """Return all of them in one picture, in two columns."""
-    height = max((_LEGEND * len(plot["series"]) for plot in plots), default=0) + _HEIGHT
+    height = max((_LEGEND * len(plot["series"]) for plot in plots), default=0) + _HEIGHT + _GAP
     parts = [_plot(plot, number % _COLUMNS * _WIDTH, number // _COLUMNS * height) for number, plot in enumerate(plots)]
     width, tall = _WIDTH * _COLUMNS, math.ceil(len(plots) / _COLUMNS) * height
     style = f"font: 13px system-ui, sans-serif; fill: {_TEXT}"
@@ -41,6 +41,12 @@ def _decades(values: list[float]) -> tuple[int, int]:
 
 def _number(power: int) -> str:
     return f"{10**power:,}" if power >= 0 else f"{10.0**power:g}"
+
+
+def _colours(names: list[str]) -> dict[str, str]:
+    """Return the colour of each contender: daemonkit, which comes first, and C have theirs in all plots."""
+    others = iter(_OTHERS)
+    return {name: _OWN if name == names[0] else _C if name.split()[0] == "C" else next(others) for name in names}
 
 
 def _plot(plot: Plot, left: int, top: int) -> str:
@@ -67,13 +73,14 @@ def _plot(plot: Plot, left: int, top: int) -> str:
         lines.append(f'<text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 16}" text-anchor="middle">{_number(power)}</text>\n')
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     lines.append(f'<text x="{middle}" y="{_HEIGHT - 6}" text-anchor="middle">{escape(plot["x"])}</text>\n')
+    colours = _colours([*plot["series"]])
     for number, (name, curve) in enumerate(plot["series"].items()):
-        colour = _COLOURS[number % len(_COLOURS)]
+        colour = colours[name]
         places = [(across(x), down(y)) for x, y in curve if x > 0 and y > 0]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         lines.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>\n')
         lines += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>\n' for x, y in places]
-        y = _HEIGHT + number * _LEGEND
+        y = _HEIGHT + _GAP + number * _LEGEND
         lines.append(f'<rect x="{_LEFT}" y="{y}" width="18" height="4" rx="2" fill="{colour}"/>\n')
         lines.append(f'<text x="{_LEFT + 26}" y="{y + 7}">{escape(name.replace("`", ""))}</text>\n')
     return "".join([*lines, "</g>\n"])
