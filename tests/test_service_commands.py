@@ -16,6 +16,7 @@ import pytest
 from harness import Terminal, alive, ended, eventually, let_everybody_in, pid_in, stop
 
 import daemonkit
+from daemonkit._service import underway
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -147,10 +148,12 @@ def end_of(pidfile: Path) -> None:
 def waits(program: subprocess.Popen[str]) -> None:
     """Return once a start waits for another one: it has tried itself, and watches the other's process."""
     files = Path(f"/proc/{program.pid}/fd")
-    # In this order: as long as it has a pidfd of its own helper, it has the helper.
-    eventually(
-        lambda: "pidfd" in str([os.readlink(fd) for fd in files.iterdir()]) and not harness.children(program.pid)
-    )
+
+    def has_a_pidfd() -> bool:
+        return "pidfd" in str([os.readlink(fd) for fd in files.iterdir()])
+
+    # In this order: the first may be that of its own helper, which is gone when there are no children; not the last.
+    eventually(lambda: has_a_pidfd() and not harness.children(program.pid) and has_a_pidfd())
 
 
 @pytest.mark.timeout(300)  # 24 commands, each of which loads click or typer
@@ -226,6 +229,18 @@ def test_a_second_start_is_told_that_the_first_has_failed(plain: App) -> None:
     assert second.communicate(timeout=harness.PATIENCE) == ("", "app: another start was under way, and it has failed\n")
     assert second.returncode == 1
     assert first.communicate(timeout=harness.PATIENCE)[1].count("\n") == 1 and first.returncode == 1
+
+
+def test_a_start_is_not_told_that_it_runs_already_where_that_ended_in_this_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inject the race: the other one ends while this start looks whether it is still starting."""
+    app = App(tmp_path)
+    assert app("start")[0] == 0
+    pid = pid_in(app.pidfile)
+    monkeypatch.setattr(underway, "watcher_of", lambda daemon: stop(daemon, signal.SIGKILL) and None)
+    with pytest.raises(daemonkit.StartError, match=f"it ran as process {pid}, which has ended just now"):
+        daemonkit.Service(lambda: None, pidfile=app.pidfile, detach_process=True).start()
 
 
 def test_each_command_where_another_user_runs_it(tmp_path: Path, everybody: dict[str, str]) -> None:

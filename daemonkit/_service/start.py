@@ -50,11 +50,15 @@ def start_daemon(service: Service, report: Report) -> int:
     try:
         return _start(service, report)
     except AlreadyRunningError as error:
-        if not wait_for_start(service.path, error.pid):
-            raise
-        if holder := find_holder(service.path):
+        waited = wait_for_start(service.path, error.pid)
+        holder = find_holder(service.path)
+        if holder and waited:
             raise AlreadyRunningError(str(error), path=service.path, pid=holder.pid) from None
-        raise StartError("another start was under way, and it has failed") from None
+        if holder:
+            raise
+        if waited:
+            raise StartError("another start was under way, and it has failed") from None
+        raise StartError(f"it ran as process {error.pid}, which has ended just now; start it again") from None
 
 
 def _start(service: Service, report: Report) -> int:
