@@ -16,6 +16,7 @@ import pytest
 from harness import Terminal, alive, ended, eventually, let_everybody_in, pid_in, stop
 
 import daemonkit
+from daemonkit._pidfile.holder import Holder
 from daemonkit._service import underway
 
 if TYPE_CHECKING:
@@ -241,6 +242,16 @@ def test_a_start_is_not_told_that_it_runs_already_where_that_ended_in_this_momen
     monkeypatch.setattr(underway, "watcher_of", lambda daemon: stop(daemon, signal.SIGKILL) and None)
     with pytest.raises(daemonkit.StartError, match=f"it ran as process {pid}, which has ended just now"):
         daemonkit.Service(lambda: None, pidfile=app.pidfile, detach_process=True).start()
+
+
+def test_a_start_that_cleans_up_after_its_daemon_is_not_taken_for_the_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inject the race: the starting process holds the pidfile again while the second start looks."""
+    daemon = Holder(4194300, 0, locked_by_daemonkit=True, daemon=True)
+    starter = Holder(4194299, 0, locked_by_daemonkit=True)
+    holders = [daemon, daemon, starter, starter, starter, None]
+    monkeypatch.setattr(underway, "find_holder", lambda _path: holders.pop(0))
+    monkeypatch.setattr(underway, "watcher_of", lambda _daemon: 4194298)
+    assert underway.wait_for_start("app.pid", daemon.pid) and holders == []
 
 
 def test_each_command_where_another_user_runs_it(tmp_path: Path, everybody: dict[str, str]) -> None:

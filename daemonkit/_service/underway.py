@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _YOUNG: Final = os.sysconf("SC_CLK_TCK")  # one second, in clock ticks
 _LOOK: Final = 0.02  # seconds
+_CLEANING: Final = 150  # looks; it takes milliseconds
 
 
 def watcher_of(daemon: int) -> int | None:
@@ -55,4 +56,10 @@ def wait_for_start(path: str, pid: int | None) -> bool:
     while (holder := find_holder(path)) and holder.daemon and (watcher := watcher_of(holder.pid)):
         waited = True
         wait_for_end(watcher, 1.0)
+    for _ in range(_CLEANING):
+        # A starting process whose daemon has failed holds the pidfile again until it has cleaned up.
+        if not (waited and holder and holder.locked_by_daemonkit and not holder.daemon):
+            break
+        wait_for_end(holder.pid, _LOOK)
+        holder = find_holder(path)
     return waited
