@@ -137,7 +137,7 @@ class _Middle:
     """The middle process as the caller sees it."""
 
     def __init__(self, end: socket.socket, other_end: socket.socket, closers: list[Callable[[], object]]) -> None:
-        """Take the socket to it, its own end, and the list of what closes the pidfd that `wait` opens."""
+        """Take both ends of the socket. `wait` opens a pidfd, and adds its closing to `closers`."""
         self.pid = 0
         self.verdict = Verdict()
         self._end, self._other_end, self._closers = end, other_end, closers
