@@ -50,6 +50,13 @@ def test_a_check_that_prints_without_end_waits_so_that_the_supervisor_does_not_r
         assert "printed at last: no database | no database" in supervisor.errors.read_text()
 
 
+def test_a_check_that_had_to_wait_goes_on_and_counts(tmp_path: Path) -> None:
+    check = ["sh", "-c", f"head -c {(1 << 27) + (5 << 16)} /dev/zero"]
+    with supervising(tmp_path, f"supervise(['sleep', '1000'], ready_check={check!r})") as supervisor:
+        supervisor.until("ready")
+        supervisor.stop()
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
 def test_a_check_has_the_environment_the_user_and_the_directory_of_its_instance(tmp_path: Path) -> None:
     let_everybody_in(tmp_path)
