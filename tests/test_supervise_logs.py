@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -284,3 +285,20 @@ while data := os.read(0, 512):
     os.write(1, data)
     select.select([], [], [], 0.001)
 """
+
+
+def test_lines_for_a_log_that_can_not_be_written_come_once_it_can(tmp_path: Path) -> None:
+    """A limit of the supervisor's file sizes stands for a full disk; the program prints nothing more meanwhile."""
+    body = """
+import resource
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
+script = "head -c 60000 /dev/zero | tr '\\\\0' a; echo; exec sleep 1000"
+supervise(["sh", "-c", script], stdout="log", log_max_bytes=1_000_000)
+"""
+    with supervising(tmp_path, body) as supervisor:
+        supervisor.until("ready")
+        assert (tmp_path / "log").stat().st_size <= 50_000
+        resource.prlimit(supervisor.process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+        eventually(lambda: (tmp_path / "log").read_text() == "a" * 60_000 + "\n")
+        supervisor.stop()
